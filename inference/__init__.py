@@ -1,0 +1,77 @@
+"""Prompts in, tokens out: the backend seam, our engine, and remote servers behind the same seam."""
+
+from inference.backend import (
+    Backend,
+    Capabilities,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    GenerationRequest,
+    Health,
+    Sampling,
+    TextDelta,
+    Usage,
+)
+from inference.config import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig
+from inference.errors import (
+    BackendError,
+    BadUpstream,
+    GenerationFailed,
+    Overloaded,
+    PromptTooLong,
+    RequestRefused,
+    TimedOut,
+    Unavailable,
+    UnknownModel,
+)
+from inference.prompt import ChatPrompt, Message, Prompt, Segment, TextPrompt
+
+__all__ = [
+    "Backend",
+    "BackendConfig",
+    "BackendError",
+    "BadUpstream",
+    "Capabilities",
+    "ChatPrompt",
+    "EngineConfig",
+    "FinishReason",
+    "Finished",
+    "GenerationEvent",
+    "GenerationFailed",
+    "GenerationRequest",
+    "Health",
+    "Message",
+    "OpenAIConfig",
+    "Overloaded",
+    "Prompt",
+    "PromptTooLong",
+    "RequestRefused",
+    "Sampling",
+    "ScriptedConfig",
+    "Segment",
+    "TextDelta",
+    "TextPrompt",
+    "TimedOut",
+    "Unavailable",
+    "UnknownModel",
+    "Usage",
+    "open_backend",
+]
+
+
+def open_backend(config: BackendConfig) -> Backend:
+    """Open the inference core that `config` chooses.  Loads the model: may take seconds; raises
+    `inference.models.ModelError` with a message that names what is missing."""
+    match config:
+        case EngineConfig():
+            from inference.embedded import EmbeddedBackend
+
+            return EmbeddedBackend(config)
+        case ScriptedConfig():
+            from inference.scripted import ScriptedBackend
+
+            return ScriptedBackend(config)
+        case OpenAIConfig():
+            from inference.openai_remote import OpenAIBackend
+
+            return OpenAIBackend(config)

