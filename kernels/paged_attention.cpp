@@ -1,0 +1,293 @@
+// Paged attention for CPUs: one flat batch of prefill chunks and decodes, read through block tables.
+//
+// A work item is a tile of query tokens of one sequence and one KV head.  All query heads of that KV head and all
+// tokens of the tile become rows, so each key and value is loaded and widened once for all of them.  Keys are taken
+// 64 at a time with an online softmax (Milakov and Gimelshein 2018; FlashAttention).  The stored layout (cache.py)
+// makes the scores of 16 keys one vector multiply-add per dimension, without a horizontal sum.
+//
+// Plain C ABI, no PyTorch headers: pointers and sizes come through ctypes.  Vectors are GCC's generic ones, so
+// -march=native gives AVX-512 or AVX2 code from the same source.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+constexpr int BS = 16;          // tokens per block
+constexpr int SPAN = 64;        // keys per softmax round
+constexpr int MAX_ROWS = 32;    // query rows per work item
+
+typedef float vec __attribute__((vector_size(64)));
+typedef int32_t ivec __attribute__((vector_size(64)));
+typedef uint32_t uvec __attribute__((vector_size(64)));
+typedef uint16_t hvec __attribute__((vector_size(32)));
+
+struct bf16 { uint16_t bits; };
+
+inline vec load16(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
+inline vec load16(const bf16* p) {
+    hvec h; std::memcpy(&h, p, sizeof h);
+    uvec w = __builtin_convertvector(h, uvec) << 16;
+    return (vec)w;
+}
+inline void store16(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store16(bf16* p, vec v) {  // round to nearest even, as torch does
+    uvec w = (uvec)v;
+    w = (w + 0x7FFFu + ((w >> 16) & 1u)) >> 16;
+    hvec h = __builtin_convertvector(w, hvec);
+    std::memcpy(p, &h, sizeof h);
+}
+inline vec splat(float x) { return x - vec{}; }
+
+// exp for x <= 0: 2^n * p(r), r in [-ln2/2, ln2/2], degree 6; relative error under 2e-7; exp(-inf) = 0
+inline vec vexp(vec x) {
+    const vec low = splat(-87.0f);
+    ivec dead = x < low;
+    x = dead ? low : x;
+    vec z = x * 1.44269504f;
+    const vec magic = splat(12582912.0f);               // rounds to an integer in the low mantissa bits
+    vec n = (z + magic) - magic;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = splat(1.3888889e-3f);
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    ivec e = (__builtin_convertvector(n, ivec) + 127) << 23;
+    p *= (vec)e;
+    return dead ? vec{} : p;
+}
+inline float hmax(vec v) { float m = v[0]; for (int i = 1; i < 16; i++) m = v[i] > m ? v[i] : m; return m; }
+inline float hsum(vec v) { float s = 0; for (int i = 0; i < 16; i++) s += v[i]; return s; }
+
+// scores[r][0:16] of one key block for R rows: sum over d of q[r][d] * key[d][0:16]
+template <int R, int D>
+inline void score_block(const float* q, const float* key, float* scores) {
+    vec acc[R] = {};
+    for (int d = 0; d < D; d++) {
+        vec k = load16(key + d * BS);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) acc[r] += q[r * D + d] * k;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) store16(scores + r * SPAN, acc[r]);
+}
+
+// out[r][0:W*16] += sum over j of p[r][j] * value[j][0:W*16], W vectors of the head dimension at a time
+template <int R, int D, int W>
+inline void weigh(const float* p, const float* value, int keys, float* out) {
+    vec acc[R][W];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int w = 0; w < W; w++) acc[r][w] = load16(out + r * D + w * 16);
+    for (int j = 0; j < keys; j++) {
+        vec v[W];
+#pragma GCC unroll 8
+        for (int w = 0; w < W; w++) v[w] = load16(value + j * D + w * 16);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int w = 0; w < W; w++) acc[r][w] += p[r * SPAN + j] * v[w];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int w = 0; w < W; w++) store16(out + r * D + w * 16, acc[r][w]);
+}
+
+template <int D> constexpr int width() { return D % 64 == 0 ? 4 : D % 32 == 0 ? 2 : 1; }
+
+template <int R, int D>
+inline void weigh_all(const float* p, const float* value, int keys, float* out) {
+    constexpr int W = width<D>();
+    for (int d = 0; d < D; d += W * 16) weigh<R, D, W>(p, value + d, keys, out + d);
+}
+
+template <typename T, int D>
+struct Item {
+    const T* query;             // [tokens, heads, D]
+    const T* keys;              // [blocks, kv_heads, D, BS]
+    const T* values;            // [blocks, kv_heads, BS, D]
+    T* out;                     // [tokens, heads, D]
+    const int32_t* table;       // blocks of this sequence
+    int heads, kv_heads, kv_head;
+    int first_token, tokens;    // query tokens of the tile
+    int first_position;         // position of the first of them
+    int window;                 // 0 = none
+    float scale;
+
+    void run() const {
+        alignas(64) float q[MAX_ROWS * D], acc[MAX_ROWS * D], key[D * BS], value[SPAN * D], p[MAX_ROWS * SPAN];
+        float top[MAX_ROWS], total[MAX_ROWS];
+        const int group = heads / kv_heads, rows = tokens * group;
+        for (int r = 0; r < rows; r++) {
+            const T* src = row(query, r, group);
+            for (int d = 0; d < D; d += 16) {
+                store16(q + r * D + d, load16(src + d) * scale);
+                store16(acc + r * D + d, vec{});
+            }
+            top[r] = -std::numeric_limits<float>::infinity();
+            total[r] = 0;
+        }
+        const int context = first_position + tokens;
+        int begin = window ? (first_position - window + 1 > 0 ? first_position - window + 1 : 0) : 0;
+        begin = begin / SPAN * SPAN;
+        for (int from = begin; from < context; from += SPAN) {
+            const int keys_here = context - from < SPAN ? context - from : SPAN;
+            const int blocks_here = (keys_here + BS - 1) / BS;
+            for (int b = 0; b < blocks_here; b++) {
+                const int64_t block = table[from / BS + b];
+                const T* src = keys + (block * kv_heads + kv_head) * D * BS;
+                for (int d = 0; d < D; d++) store16(key + d * BS, load16(src + d * BS));
+                int r = 0;
+                for (; r + 8 <= rows; r += 8) score_block<8, D>(q + r * D, key, p + r * SPAN + b * BS);
+                for (; r + 3 <= rows; r += 3) score_block<3, D>(q + r * D, key, p + r * SPAN + b * BS);
+                for (; r < rows; r++) score_block<1, D>(q + r * D, key, p + r * SPAN + b * BS);
+                const T* vsrc = values + (block * kv_heads + kv_head) * BS * D;
+                const int valid = keys_here - b * BS < BS ? keys_here - b * BS : BS;
+                for (int i = 0; i < valid * D; i += 16) store16(value + b * BS * D + i, load16(vsrc + i));
+            }
+            softmax(rows, group, from, keys_here, blocks_here, p, acc, top, total);
+            int r = 0;
+            for (; r + 6 <= rows; r += 6) weigh_all<6, D>(p + r * SPAN, value, keys_here, acc + r * D);
+            for (; r + 3 <= rows; r += 3) weigh_all<3, D>(p + r * SPAN, value, keys_here, acc + r * D);
+            for (; r < rows; r++) weigh_all<1, D>(p + r * SPAN, value, keys_here, acc + r * D);
+        }
+        for (int r = 0; r < rows; r++) {
+            const float inverse = 1.0f / total[r];
+            T* dst = const_cast<T*>(row(out, r, group));
+            for (int d = 0; d < D; d += 16) store16(dst + d, load16(acc + r * D + d) * inverse);
+        }
+    }
+
+    const T* row(const T* base, int r, int group) const {
+        return base + ((int64_t)(first_token + r / group) * heads + kv_head * group + r % group) * D;
+    }
+
+    void softmax(int rows, int group, int from, int keys_here, int blocks_here, float* p, float* acc, float* top,
+                 float* total) const {
+        const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const vec dead = splat(-std::numeric_limits<float>::infinity());
+        for (int r = 0; r < rows; r++) {
+            const int position = first_position + r / group;
+            float* s = p + r * SPAN;
+            const bool masked = from + keys_here - 1 > position || keys_here < blocks_here * BS || window;
+            vec best = dead;
+            for (int b = 0; b < blocks_here; b++) {
+                vec x = load16(s + b * BS);
+                if (masked) {
+                    ivec at = lane + (from + b * BS);
+                    x = at > position ? dead : x;
+                    if (window) x = at <= position - window ? dead : x;
+                    store16(s + b * BS, x);
+                }
+                best = x > best ? x : best;
+            }
+            const float peak = hmax(best) > top[r] ? hmax(best) : top[r];
+            if (peak == -std::numeric_limits<float>::infinity()) {   // nothing visible in this span
+                for (int b = 0; b < blocks_here; b++) store16(s + b * BS, vec{});
+                continue;
+            }
+            const float fade = std::exp(top[r] - peak);
+            vec sum = {};
+            for (int b = 0; b < blocks_here; b++) {
+                vec e = vexp(load16(s + b * BS) - peak);
+                store16(s + b * BS, e);
+                sum += e;
+            }
+            total[r] = total[r] * fade + hsum(sum);
+            top[r] = peak;
+            if (fade != 1.0f)
+                for (int d = 0; d < D; d += 16) store16(acc + r * D + d, load16(acc + r * D + d) * fade);
+        }
+    }
+};
+
+template <typename T, int D>
+void attend(const void* query, const void* keys, const void* values, void* out, const int32_t* query_start,
+            const int32_t* context_lens, const int32_t* tables, int seqs, int table_width, int heads, int kv_heads,
+            int window, float scale) {
+    const int group = heads / kv_heads;
+    const int tile = MAX_ROWS / group > 0 ? MAX_ROWS / group : 1;
+    // tiles are counted, not stored: item i is found by walking the sequences
+    int tiles = 0;
+    for (int s = 0; s < seqs; s++) tiles += (query_start[s + 1] - query_start[s] + tile - 1) / tile;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < tiles * kv_heads; i++) {
+        int left = i / kv_heads, s = 0;
+        for (;; s++) {
+            const int here = (query_start[s + 1] - query_start[s] + tile - 1) / tile;
+            if (left < here) break;
+            left -= here;
+        }
+        // the longest contexts of a chunk first, so that no thread is left alone with one at the end
+        const int n = query_start[s + 1] - query_start[s];
+        const int index = (n + tile - 1) / tile - 1 - left;
+        const int first = index * tile;
+        Item<T, D> item;
+        item.query = (const T*)query; item.keys = (const T*)keys; item.values = (const T*)values; item.out = (T*)out;
+        item.table = tables + (int64_t)s * table_width;
+        item.heads = heads; item.kv_heads = kv_heads; item.kv_head = i % kv_heads;
+        item.first_token = query_start[s] + first;
+        item.tokens = n - first < tile ? n - first : tile;
+        item.first_position = context_lens[s] - n + first;
+        item.window = window; item.scale = scale;
+        item.run();
+    }
+}
+
+template <typename T>
+int attend_any(int dim, const void* q, const void* k, const void* v, void* o, const int32_t* qs, const int32_t* cl,
+               const int32_t* tables, int seqs, int width, int heads, int kv_heads, int window, float scale) {
+    switch (dim) {
+#define CASE(D) case D: attend<T, D>(q, k, v, o, qs, cl, tables, seqs, width, heads, kv_heads, window, scale); return 0;
+        CASE(16) CASE(32) CASE(64) CASE(80) CASE(96) CASE(128) CASE(256)
+#undef CASE
+    }
+    return 1;
+}
+
+template <typename T>
+void store(const T* key, const T* value, T* keys, T* values, const int64_t* slots, int tokens, int kv_heads, int dim,
+           int64_t key_stride, int64_t value_stride) {
+    for (int t = 0; t < tokens; t++) {
+        const int64_t block = slots[t] / BS, offset = slots[t] % BS;
+        for (int h = 0; h < kv_heads; h++) {
+            const T* k = key + t * key_stride + h * dim;
+            T* to = keys + (block * kv_heads + h) * dim * BS + offset;
+            for (int d = 0; d < dim; d++) to[d * BS] = k[d];
+            std::memcpy(values + ((block * kv_heads + h) * BS + offset) * dim, value + t * value_stride + h * dim,
+                        dim * sizeof(T));
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// 0 on success, 1 for a head dimension that was not compiled in
+int refdesk_attend(int is_bf16, int dim, const void* query, const void* keys, const void* values, void* out,
+                   const int32_t* query_start, const int32_t* context_lens, const int32_t* tables, int seqs,
+                   int table_width, int heads, int kv_heads, int window, float scale) {
+    return is_bf16 ? attend_any<bf16>(dim, query, keys, values, out, query_start, context_lens, tables, seqs,
+                                      table_width, heads, kv_heads, window, scale)
+                   : attend_any<float>(dim, query, keys, values, out, query_start, context_lens, tables, seqs,
+                                       table_width, heads, kv_heads, window, scale);
+}
+
+void refdesk_store(int is_bf16, const void* key, const void* value, void* keys, void* values, const int64_t* slots,
+                   int tokens, int kv_heads, int dim, int64_t key_stride, int64_t value_stride) {
+    if (is_bf16)
+        store((const bf16*)key, (const bf16*)value, (bf16*)keys, (bf16*)values, slots, tokens, kv_heads, dim,
+              key_stride, value_stride);
+    else
+        store((const float*)key, (const float*)value, (float*)keys, (float*)values, slots, tokens, kv_heads, dim,
+              key_stride, value_stride);
+}
+}
