@@ -1,0 +1,156 @@
+"""Our engine as a backend: tokenise, hand over to the engine's thread, stream what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator
+
+import torch
+
+from inference.backend import Capabilities, Finished, GenerationEvent, GenerationRequest, Health, TextDelta
+from inference.config import EngineConfig
+from inference.engine import EngineCore, EngineOptions, EngineThread
+from inference.engine.detokenizer import TextStream
+from inference.errors import RequestRefused
+from inference.models import Checkpoint, Llama, ModelError, open_checkpoint
+from inference.models.tokenizer import PromptEncoder, load_tokenizer
+from inference.prompt import Prompt
+from kernels import BLOCK_SIZE, bytes_per_block
+
+log = logging.getLogger(__name__)
+
+HUNG_AFTER_SECONDS = 30.0
+
+
+class EmbeddedBackend:
+    """The in-process engine behind the `Backend` seam."""
+
+    def __init__(self, config: EngineConfig):
+        started = time.perf_counter()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        checkpoint = open_checkpoint(config.model)
+        shape = checkpoint.config
+        self._encoder = PromptEncoder(load_tokenizer(checkpoint.path))
+        dtype = choose_dtype(config.dtype)
+        context = min(config.max_context_tokens or shape.max_context_tokens, shape.max_context_tokens)
+        block_bytes = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, dtype)
+        blocks = config.kv_cache_mb * 2**20 // block_bytes
+        if blocks * BLOCK_SIZE < min(context, 2048):
+            raise ModelError(
+                f"kv_cache_mb = {config.kv_cache_mb} holds only {blocks * BLOCK_SIZE} tokens of this model: "
+                f"give it at least {-(-min(context, 2048) * block_bytes // BLOCK_SIZE // 2**20)}"
+            )
+        self._name = config.served_name or served_name(config.model, checkpoint)
+        core = EngineCore(
+            Llama(checkpoint, dtype),
+            EngineOptions(
+                identity=f"{checkpoint.path.resolve()}|{dtype}",
+                blocks=blocks,
+                max_context_tokens=context,
+                eos_token_ids=frozenset(shape.eos_token_ids) | self._end_of_turn(),
+                max_batch_tokens=config.max_batch_tokens,
+                max_running=config.max_running,
+                max_queued=config.max_queued,
+            ),
+            text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),
+            clock=time.monotonic,
+        )
+        self._thread = EngineThread(core)
+        self._seeds = itertools.count(int.from_bytes(os.urandom(4), "little"))
+        self.capabilities = Capabilities(
+            model=self._name,
+            max_context_tokens=context,
+            continues_reply=True,
+            counts_tokens=True,
+            shares_documents=True,
+        )
+        log.info(
+            "engine ready in %.1f s: %s, %s, %d cache blocks of %d tokens",
+            time.perf_counter() - started, self._name, dtype, blocks, BLOCK_SIZE,
+        )  # fmt: skip
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        tokens = self._encode(request.prompt)
+        seed = next(self._seeds)
+        mailbox = self._thread.submit(
+            request.request_id,
+            lambda core: core.add(request.request_id, tokens, request.sampling, request.scope, seed),
+        )
+        try:
+            while True:
+                output = await mailbox.take()
+                if output.error is not None:
+                    raise output.error
+                if output.text:
+                    yield TextDelta(output.text, output.tokens)
+                if output.finish is not None:
+                    yield Finished(output.finish, output.usage, output.queued_seconds)
+                    return
+        finally:
+            self._thread.abort(request.request_id)
+
+    def abort(self, request_id: str) -> None:
+        self._thread.abort(request_id)
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        return len(self._encode(prompt))
+
+    async def health(self) -> Health:
+        if not self._thread.alive:
+            return Health(False, "the engine thread has died: restart the server")
+        stuck = self._thread.busy_seconds()
+        if stuck > HUNG_AFTER_SECONDS:
+            return Health(False, f"the engine has not finished a step for {stuck:.0f} s")
+        return Health(True)
+
+    def metrics(self) -> dict[str, float]:
+        core = self._thread.core
+        used, allocated = core.slots
+        return {
+            "engine_running_requests": len(core.scheduler.running),
+            "engine_waiting_requests": len(core.scheduler.waiting),
+            "engine_kv_blocks": core.pool.capacity,
+            "engine_kv_free_blocks": core.pool.free_blocks,
+            "engine_kv_published_blocks": core.pool.published_blocks,
+            "engine_kv_slots_used": used,
+            "engine_kv_slots_allocated": allocated,
+            "engine_evicted_blocks_total": core.pool.evicted_total,
+            "engine_preemptions_total": core.scheduler.preempted_total,
+            "engine_steps_total": core.counters.steps,
+            "engine_prompt_tokens_total": core.counters.prompt_tokens,
+            "engine_cached_tokens_total": core.counters.cached_tokens,
+            "engine_generated_tokens_total": core.counters.generated_tokens,
+            "engine_computed_tokens_total": core.counters.computed_tokens,
+            "engine_aborted_requests_total": core.counters.aborted_requests,
+            "engine_failed_requests_total": core.counters.failed_requests,
+        }
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._thread.close)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        try:
+            return self._encoder.encode(prompt)
+        except ModelError as error:
+            raise RequestRefused(str(error)) from error
+
+    def _end_of_turn(self) -> frozenset[int]:
+        eos = self._encoder.tokenizer.token_to_id("<|im_end|>")
+        return frozenset() if eos is None else frozenset({eos})
+
+
+def choose_dtype(wanted: str) -> torch.dtype:
+    """bf16 where the processor multiplies it natively, else fp32, unless told."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast and torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def served_name(model: str, checkpoint: Checkpoint) -> str:
+    return model if model == "smollm2" else checkpoint.path.stem

@@ -1,0 +1,128 @@
+"""The block pool: who holds which cache block, and which blocks can be found again by their content.
+
+    free, unpublished      holds nothing of use
+    free, published        content kept and findable; taken back by a hit, or overwritten when its turn comes
+    in use                 reference count > 0; published once full and computed, then immutable
+
+The name of a published block is a hash chain: H(name of the block before it, its 16 tokens), rooted in the
+model, the dtype and the request's access scope, so equal names mean equal tokens at equal positions that the
+same people may read (vLLM's prefix caching; blake2b, 16 bytes, so collisions can't be crafted).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from kernels import BLOCK_SIZE
+
+NULL_BLOCK = 0
+BlockName = bytes
+
+
+def root_name(*identity: str) -> BlockName:
+    """The name that a chain starts from.  The parts are length-prefixed, so ("ab", "c") is not ("a", "bc")."""
+    digest = blake2b(digest_size=16)
+    for part in identity:
+        data = part.encode()
+        digest.update(len(data).to_bytes(4, "little") + data)
+    return digest.digest()
+
+
+def extend_names(names: list[BlockName], root: BlockName, tokens: Sequence[int]) -> None:
+    """Append to `names` until every full block of `tokens` has one."""
+    parent = names[-1] if names else root
+    for start in range(len(names) * BLOCK_SIZE, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
+        parent = blake2b(parent + array("i", tokens[start : start + BLOCK_SIZE]).tobytes(), digest_size=16).digest()
+        names.append(parent)
+
+
+class BlockPool:
+    """Reference counts, the free list in eviction order, and the index of published blocks."""
+
+    def __init__(self, blocks: int):
+        if blocks < 2:
+            raise ValueError(f"a pool needs at least 2 blocks (one is the null block), got {blocks}")
+        self.capacity = blocks - 1
+        self._references = [0] * blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, blocks))
+        self._block_of: dict[BlockName, int] = {}
+        self._name_of: dict[int, BlockName] = {}
+        self.evicted_total = 0
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    @property
+    def published_blocks(self) -> int:
+        return len(self._block_of)
+
+    def in_use(self, block: int) -> bool:
+        return self._references[block] > 0
+
+    def match(self, names: Sequence[BlockName]) -> list[int]:
+        """The blocks of the longest published prefix of `names`; nothing is taken."""
+        found = []
+        for name in names:
+            block = self._block_of.get(name)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def take(self, blocks: Sequence[int]) -> None:
+        """Hold blocks that `match` found, from the free list if need be."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._free[block]
+            self._references[block] += 1
+
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` blocks to write into, the least recently used first; None, and nothing changed, if too few."""
+        if count > len(self._free):
+            return None
+        taken = []
+        for _ in range(count):
+            block, _ = self._free.popitem(last=False)
+            name = self._name_of.pop(block, None)
+            if name is not None:
+                del self._block_of[name]
+                self.evicted_total += 1
+            self._references[block] = 1
+            taken.append(block)
+        return taken
+
+    def publish(self, block: int, name: BlockName) -> None:
+        """Make a full, computed block findable.  If another block has the name already, that one stays."""
+        assert self._references[block] > 0, f"block {block} published while free"
+        if name not in self._block_of and block not in self._name_of:
+            self._block_of[name] = block
+            self._name_of[block] = name
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give blocks back, a sequence's last first, so that chains are evicted from their ends."""
+        for block in reversed(blocks):
+            assert self._references[block] > 0, f"block {block} released twice"
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+                if block not in self._name_of:  # nothing to find again: use it before anything else
+                    self._free.move_to_end(block, last=False)
+
+    def forget(self) -> None:
+        """Un-publish everything: after a failed step, or when what is stored can't be trusted."""
+        self._block_of.clear()
+        self._name_of.clear()
+
+    def check(self) -> None:
+        """Raise AssertionError if the pool contradicts itself (for tests and idle moments)."""
+        for block, references in enumerate(self._references):
+            if block != NULL_BLOCK:
+                assert references >= 0
+                assert (references == 0) == (block in self._free), f"block {block}: {references} references"
+        assert NULL_BLOCK not in self._free
+        assert self._references[NULL_BLOCK] == 0
+        assert self._name_of == {block: name for name, block in self._block_of.items()}

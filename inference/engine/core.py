@@ -1,0 +1,207 @@
+"""The engine core: pure and synchronous.  No asyncio, no threads, no clock of its own.
+
+    step:  schedule → build the batch → run the model → sample → deliver
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import torch
+
+from inference.backend import FinishReason, Sampling, Usage
+from inference.engine import batch as batches
+from inference.engine import sampler
+from inference.engine.blocks import BlockPool, root_name
+from inference.engine.detokenizer import TextStream
+from inference.engine.scheduler import Scheduled, Scheduler
+from inference.engine.sequence import Sequence
+from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
+from kernels import BLOCK_SIZE
+
+log = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What the core needs of a model; `forward` as `inference.models.Llama.forward`."""
+
+    def new_cache(self, blocks: int) -> object: ...
+
+    def forward(self, tokens, plan, cache, wanted) -> torch.Tensor: ...
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`identity` names the model and its dtype: cache blocks are only ever shared under one identity."""
+
+    identity: str
+    blocks: int
+    max_context_tokens: int
+    eos_token_ids: frozenset[int]
+    max_batch_tokens: int = 256
+    max_running: int = 64
+    max_queued: int = 256
+
+
+class Output(msgspec.Struct):
+    """News of one request after a step.  `finish` or `error` is set on its last."""
+
+    request_id: str
+    text: str = ""
+    tokens: int = 0
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+    queued_seconds: float | None = None
+    error: BackendError | None = None
+
+
+class Counters(msgspec.Struct):
+    """Totals since the start, in tokens where not said otherwise."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    computed_tokens: int = 0
+    aborted_requests: int = 0
+    failed_requests: int = 0
+
+
+class EngineCore:
+    """Continuous batching over one model and one paged cache.
+
+    `text_stream(stop)` makes the detokeniser of a request.  Requests are known by id from `add` until their
+    last output or `abort`, whichever is first; after that no block is held for them.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: EngineOptions,
+        text_stream: Callable[[tuple[str, ...]], TextStream],
+        clock: Callable[[], float],
+    ):
+        self.options = options
+        self.counters = Counters()
+        self.pool = BlockPool(options.blocks)
+        self.scheduler = Scheduler(self.pool, options.max_batch_tokens, options.max_running)
+        self._model = model
+        self._cache = model.new_cache(options.blocks)
+        self._text_stream = text_stream
+        self._clock = clock
+        self._sequences: dict[str, Sequence] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request_id: str, tokens: list[int], sampling: Sampling, scope: str, seed: int) -> None:
+        """Queue a request.  Raises RequestRefused, PromptTooLong or Overloaded, and then nothing has changed."""
+        self.check_fits(len(tokens), sampling.max_tokens)
+        if request_id in self._sequences:
+            raise RequestRefused(f"request id {request_id!r} is already running")
+        if len(self.scheduler.waiting) >= self.options.max_queued:
+            raise Overloaded(f"{len(self.scheduler.waiting)} requests are waiting already: try again later")
+        sequence = Sequence(
+            request_id=request_id,
+            tokens=list(tokens),
+            prompt_tokens=len(tokens),
+            sampling=sampling,
+            root=root_name(self.options.identity, scope),
+            text=self._text_stream(sampling.stop),
+            seed=seed if sampling.seed is None else sampling.seed,
+            arrived=self._clock(),
+        )
+        self._sequences[request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def check_fits(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Refuse at once what could never be served."""
+        if prompt_tokens == 0:
+            raise RequestRefused("the prompt is empty")
+        if max_tokens < 1:
+            raise RequestRefused(f"max_tokens must be at least 1, got {max_tokens}")
+        needed = prompt_tokens + max_tokens
+        if needed > self.options.max_context_tokens:
+            raise PromptTooLong(needed, self.options.max_context_tokens)
+        if needed > self.pool.capacity * BLOCK_SIZE:
+            raise PromptTooLong(needed, self.pool.capacity * BLOCK_SIZE, "KV cache")
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request in whatever state it is and free its blocks; unknown ids are fine."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self.scheduler.remove(sequence)
+            self.counters.aborted_requests += 1
+
+    def step(self) -> list[Output]:
+        """Advance every scheduled request; a failure is delivered to the requests of this step and to no others."""
+        plan = self.scheduler.schedule()
+        if not plan:
+            return []
+        now = self._clock()
+        for scheduled in plan:
+            if scheduled.sequence.scheduled is None:
+                scheduled.sequence.scheduled = now
+        try:
+            batch = batches.build(plan)
+            logits = self._model.forward(batch.tokens, batch.attention, self._cache, batch.wanted)
+            chosen = sampler.sample(logits, [scheduled.sequence for scheduled in batch.sampled])
+        except Exception as error:
+            log.exception("a step of %d requests failed", len(plan))
+            return [self._fail(scheduled.sequence, error) for scheduled in plan]
+        self.counters.steps += 1
+        self.counters.computed_tokens += len(batch.tokens)
+        for scheduled in plan:
+            self.scheduler.commit(scheduled)
+        return [self._deliver(s, token) for s, token in zip(batch.sampled, chosen, strict=True)]
+
+    def _deliver(self, scheduled: Scheduled, token: int | None) -> Output:
+        sequence = scheduled.sequence
+        if token is None:
+            # its keys and values may be as broken as its logits: nothing stored is trusted any more
+            self.pool.forget()
+            return self._fail(sequence, ArithmeticError("the model produced no finite logits"))
+        try:
+            sequence.tokens.append(token)
+            output = Output(sequence.request_id, tokens=1)
+            ended = token in self.options.eos_token_ids and not sequence.sampling.ignore_eos
+            output.text = "" if ended else sequence.text.push(token)
+            if ended or sequence.text.stopped:
+                output.finish = "stop"
+            elif sequence.generated >= sequence.sampling.max_tokens:
+                output.finish = "length"
+            if output.finish:
+                output.text += sequence.text.flush()
+                self._finish(sequence, output)
+        except Exception as error:
+            log.exception("request %s failed after its step", sequence.request_id)
+            return self._fail(sequence, error)
+        return output
+
+    def _finish(self, sequence: Sequence, output: Output) -> None:
+        del self._sequences[sequence.request_id]
+        self.scheduler.remove(sequence)
+        output.usage = Usage(sequence.prompt_tokens, sequence.generated, sequence.cached_tokens)
+        output.queued_seconds = (sequence.scheduled or sequence.arrived) - sequence.arrived
+        self.counters.prompt_tokens += sequence.prompt_tokens
+        self.counters.cached_tokens += sequence.cached_tokens
+        self.counters.generated_tokens += sequence.generated
+
+    def _fail(self, sequence: Sequence, cause: Exception) -> Output:
+        if self._sequences.pop(sequence.request_id, None) is not None:
+            self.scheduler.remove(sequence)
+        self.counters.failed_requests += 1
+        error = GenerationFailed(f"the step that held this request failed ({type(cause).__name__}): try again")
+        return Output(sequence.request_id, finish="abort", error=error)
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """(used, allocated) cache slots of all running requests, shared blocks counted once."""
+        owned: dict[int, int] = {}
+        for sequence in self.scheduler.running.values():
+            for i, block in enumerate(sequence.blocks):
+                owned[block] = max(owned.get(block, 0), min(BLOCK_SIZE, sequence.computed - i * BLOCK_SIZE))
+        return sum(owned.values()), len(owned) * BLOCK_SIZE

@@ -1,0 +1,150 @@
+"""A thread around the core: commands in by a queue, outputs to the event loop once per step.
+
+The event loop never waits for the engine and the engine never waits for a reader: what a reader has not
+taken yet is merged in its mailbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from inference.engine.core import EngineCore, Output
+from inference.errors import BackendError, GenerationFailed, Unavailable
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[EngineCore], None]
+
+
+class Mailbox:
+    """The outputs of one request, merged until they are taken.  Filled and read on the event loop only."""
+
+    def __init__(self) -> None:
+        self._news: Output | None = None
+        self._arrived = asyncio.Event()
+
+    def put(self, output: Output) -> None:
+        if self._news is not None:
+            output.text = self._news.text + output.text
+            output.tokens += self._news.tokens
+        self._news = output
+        self._arrived.set()
+
+    async def take(self) -> Output:
+        await self._arrived.wait()
+        self._arrived.clear()
+        news, self._news = self._news, None
+        assert news is not None
+        return news
+
+
+class EngineThread:
+    """Runs `EngineCore` in a daemon thread; all methods are called from any thread but `submit`.
+
+    `submit` is called on the event loop that will read the mailbox.
+    """
+
+    def __init__(self, core: EngineCore):
+        self.core = core
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._mailboxes: dict[str, tuple[asyncio.AbstractEventLoop, Mailbox]] = {}
+        self._heartbeat = time.monotonic()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="refdesk-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request_id: str, command: Command) -> Mailbox:
+        """Register a mailbox for `request_id` and run `command` (which adds the request) in the engine."""
+        if self._closed:
+            raise Unavailable("the engine is shutting down")
+        mailbox = Mailbox()
+        self._mailboxes[request_id] = (asyncio.get_running_loop(), mailbox)
+
+        def run(core: EngineCore) -> None:
+            if request_id not in self._mailboxes:  # aborted before it was added
+                return
+            try:
+                command(core)
+            except BackendError as error:
+                self._deliver([Output(request_id, finish="abort", error=error)])
+            except Exception as error:
+                log.exception("request %s could not be added", request_id)
+                self._deliver([Output(request_id, finish="abort", error=GenerationFailed(str(error)))])
+
+        self._inbox.put(run)
+        return mailbox
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request, in whatever state, by the next step; unknown and finished ids are fine."""
+        if self._mailboxes.pop(request_id, None) is not None:
+            self._inbox.put(lambda core: core.abort(request_id))
+
+    def busy_seconds(self) -> float:
+        """How long the step now running has been running; 0 when the engine waits for work."""
+        beat = self._heartbeat
+        return 0.0 if beat == 0.0 else time.monotonic() - beat
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def close(self, timeout_seconds: float = 10.0) -> None:
+        """Stop after the step in flight; what was running ends with Unavailable."""
+        if not self._closed:
+            self._closed = True
+            self._inbox.put(None)
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        try:
+            while self._obey():
+                self._heartbeat = time.monotonic()
+                self._deliver(self.core.step())
+        except BaseException:
+            log.exception("the engine thread died")
+            raise
+        finally:
+            self._closed = True
+            gone = Unavailable("the engine has stopped")
+            self._deliver([Output(request_id, finish="abort", error=gone) for request_id in list(self._mailboxes)])
+
+    def _obey(self) -> bool:
+        """Carry out the commands that wait, or wait for one when there is nothing else to do; False to stop."""
+        while True:
+            try:
+                if self.core.has_work:
+                    command = self._inbox.get_nowait()
+                else:
+                    self._heartbeat = 0.0
+                    command = self._inbox.get()
+                    self._heartbeat = time.monotonic()
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command(self.core)
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Mailbox, Output]]] = {}
+        for output in outputs:
+            ended = output.finish is not None
+            found = self._mailboxes.pop(output.request_id, None) if ended else self._mailboxes.get(output.request_id)
+            if found is not None and (output.text or ended):
+                by_loop.setdefault(found[0], []).append((found[1], output))
+        for loop, mail in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, mail)
+            except RuntimeError:  # that loop is closed: nobody reads any more
+                for _, output in mail:
+                    self._mailboxes.pop(output.request_id, None)
+                    self.core.abort(output.request_id)
+
+
+def _put_all(mail: list[tuple[Mailbox, Output]]) -> None:
+    for mailbox, output in mail:
+        mailbox.put(output)

@@ -1,0 +1,122 @@
+"""The Llama family (Llama, Mistral, Qwen2, Qwen3) over a paged cache: one flat batch in, logits out.
+
+Written as the formula reads: no modules, a list of layers, each a few tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import kernels
+from inference.models.checkpoint import Checkpoint
+from inference.models.config import ModelConfig, ModelError
+from inference.models.linear import Linear
+from inference.models.rotary import Rotary
+
+
+@dataclass(slots=True)
+class Layer:
+    input_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    attention_out: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+    window: int | None
+
+
+class Llama:
+    """Weights in `dtype`, QKV and gate/up fused."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
+        self.config = config = checkpoint.config
+        self.dtype = dtype
+        self._scale = config.head_dim**-0.5
+
+        def weight(name: str, kind: str = "weight") -> torch.Tensor | None:
+            tensor = checkpoint.tensor(f"{name}.{kind}")
+            return None if tensor is None else tensor.to(dtype)
+
+        def need(name: str) -> torch.Tensor:
+            tensor = weight(name)
+            if tensor is None:
+                raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
+            return tensor
+
+        def linear(*names: str) -> Linear:
+            biases = [weight(name, "bias") for name in names]
+            has_bias = any(bias is not None for bias in biases)
+            return Linear(torch.cat([need(name) for name in names]), torch.cat(biases) if has_bias else None)
+
+        self.embedding = need("model.embed_tokens")
+        self.layers = []
+        for i in range(config.layers):
+            at = f"model.layers.{i}"
+            attention = f"{at}.self_attn"
+            self.layers.append(
+                Layer(
+                    input_norm=need(f"{at}.input_layernorm"),
+                    qkv=linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
+                    q_norm=need(f"{attention}.q_norm") if config.qk_norm else None,
+                    k_norm=need(f"{attention}.k_norm") if config.qk_norm else None,
+                    attention_out=linear(f"{attention}.o_proj"),
+                    mlp_norm=need(f"{at}.post_attention_layernorm"),
+                    gate_up=linear(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+                    down=linear(f"{at}.mlp.down_proj"),
+                    window=config.window_of(i),
+                )
+            )
+        self.final_norm = need("model.norm")
+        self.head = Linear(self.embedding) if config.tied_embeddings else linear("lm_head")
+        self.rotary = Rotary(config, dtype)
+
+    def new_cache(self, blocks: int) -> list[kernels.LayerCache]:
+        config = self.config
+        return [kernels.LayerCache.empty(blocks, config.kv_heads, config.head_dim, self.dtype) for _ in self.layers]
+
+    @torch.inference_mode()
+    def forward(
+        self, tokens: torch.Tensor, plan: kernels.AttentionPlan, cache: list[kernels.LayerCache], wanted: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [len(wanted), vocab] float32 at the rows `wanted` of the flat batch tokens [tokens] int64.
+
+        Writes the keys and values of every token into `cache` before a layer attends, so a sequence may read
+        what another one writes in the same step.
+        """
+        hidden = self.embedding[tokens]
+        cos, sin = self.rotary.at(plan.positions)
+        last = len(self.layers) - 1
+        for i, (layer, layer_cache) in enumerate(zip(self.layers, cache, strict=True)):
+            hidden = self._attention(layer, hidden, cos, sin, plan, layer_cache)
+            if i == last:  # nothing after this looks at other rows
+                hidden = hidden[wanted]
+            hidden = self._mlp(layer, hidden)
+        return self.head(self._norm(hidden, self.final_norm)).float()
+
+    def _attention(self, layer, hidden, cos, sin, plan, layer_cache):
+        config = self.config
+        qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(len(hidden), -1, config.head_dim)
+        query, keys, values = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)
+        if layer.q_norm is not None:
+            query, keys = self._norm(query, layer.q_norm), self._norm(keys, layer.k_norm)
+            query, keys = Rotary.rotate(query, cos, sin), Rotary.rotate(keys, cos, sin)
+        else:
+            rotated = Rotary.rotate(qkv[:, : config.heads + config.kv_heads], cos, sin)
+            query, keys = rotated.split((config.heads, config.kv_heads), dim=1)
+        kernels.store(layer_cache, keys, values, plan)
+        attended = kernels.attend(query, layer_cache, plan, self._scale, layer.window)
+        return hidden + layer.attention_out(attended.view(len(hidden), -1))
+
+    def _mlp(self, layer, hidden):
+        gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+        return hidden + layer.down(F.silu(gate) * up)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+
+

@@ -1,0 +1,131 @@
+"""Prompts to token ids: every segment on its own, the model's template around them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from inference.models.config import ModelError
+from inference.prompt import ChatPrompt, Prompt, TextPrompt
+
+log = logging.getLogger(__name__)
+
+_MARK = "\x02refdesk-message-{}\x03"  # stands for a message's text while the template is rendered
+
+
+class PromptEncoder:
+    """Encodes prompts for one model.
+
+    The chat template is rendered once per shape of conversation with marks in place of the texts; what lies
+    between the marks is the template's own text, where special tokens count.  Message texts are data: special
+    tokens written in them are encoded as plain text.  Documents are tokenised once and remembered.
+    """
+
+    def __init__(self, tokenizer, remember: int = 4096):
+        """`tokenizer`: a fast Hugging Face tokenizer."""
+        self._hugging_face = tokenizer
+        self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
+        self._plain = Tokenizer.from_str(self.tokenizer.to_str())
+        self._plain.encode_special_tokens = True
+        self._remembered: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._remember = remember
+        self._glue: dict[tuple[str, ...], list[list[int]]] = {}
+
+    @property
+    def has_template(self) -> bool:
+        return bool(self._hugging_face.chat_template)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        match prompt:
+            case TextPrompt(text=text):
+                return list(self.tokenizer.encode(text).ids)
+            case ChatPrompt():
+                return self._encode_chat(prompt)
+
+    def _encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        glue = self._template(tuple(message.role for message in prompt.messages))
+        ids = list(glue[0])
+        for message, after in zip(prompt.messages, glue[1:], strict=True):
+            for segment in message.segments:
+                ids += self._encode_segment(segment.text, remember=segment.kind in ("document", "system"))
+            ids += after
+        if prompt.reply_prefix:
+            ids += self._plain.encode(prompt.reply_prefix, add_special_tokens=False).ids
+        return ids
+
+    def _encode_segment(self, text: str, remember: bool) -> tuple[int, ...]:
+        if not remember:
+            return tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        known = self._remembered.get(text)
+        if known is None:
+            known = tuple(self._plain.encode(text, add_special_tokens=False).ids)
+            self._remembered[text] = known
+            if len(self._remembered) > self._remember:
+                self._remembered.popitem(last=False)
+        else:
+            self._remembered.move_to_end(text)
+        return known
+
+    def _template(self, roles: tuple[str, ...]) -> list[list[int]]:
+        """Token ids of the template's own text before, between and after the messages' texts."""
+        if roles not in self._glue:
+            marks = [_MARK.format(i) for i in range(len(roles))]
+            messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+            try:
+                text = self._hugging_face.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                pieces = []
+                for mark in marks:
+                    piece, found, text = text.partition(mark)
+                    if not found:
+                        raise ModelError("the model's chat template drops or reorders messages: " + ", ".join(roles))
+                    pieces.append(piece)
+            except ModelError:
+                raise
+            except Exception as error:  # templates raise whatever they like
+                raise ModelError(f"the model's chat template refuses the roles {', '.join(roles)}: {error}") from error
+            if len(self._glue) > 256:
+                self._glue.clear()
+            self._glue[roles] = [self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in [*pieces, text]]
+        return self._glue[roles]
+
+
+def load_tokenizer(path: Path):
+    """The fast Hugging Face tokenizer of a model folder or GGUF file.
+
+    Converting a GGUF vocabulary takes seconds, so the result is kept in the user's cache, named by the file's
+    identity.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        if path.suffix != ".gguf":
+            return AutoTokenizer.from_pretrained(path)
+        kept = _cache_of(path)
+        if (kept / "tokenizer.json").exists():
+            return AutoTokenizer.from_pretrained(kept)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer of {path} can't be loaded: {error}") from error
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            tokenizer.save_pretrained(Path(folder) / "tokenizer")
+            os.rename(Path(folder) / "tokenizer", kept)
+    except OSError as error:
+        log.info("the converted tokenizer is not kept: %s", error)
+    return tokenizer
+
+
+def _cache_of(path: Path) -> Path:
+    from transformers import __version__
+
+    stat = path.stat()
+    identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{__version__}"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refdesk" / "tokenizers"
+    return base / hashlib.sha256(identity.encode()).hexdigest()[:16]
