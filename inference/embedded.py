@@ -19,6 +19,7 @@ from inference.errors import RequestRefused
 from inference.models import Checkpoint, Llama, ModelError, open_checkpoint
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
 from inference.prompt import Prompt
+from inference.running import Run, Running
 from kernels import BLOCK_SIZE, bytes_per_block
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class EmbeddedBackend:
             clock=time.monotonic,
         )
         self._thread = EngineThread(core)
+        self._running = Running()
         self._seeds = itertools.count(int.from_bytes(os.urandom(4), "little"))
         self.capabilities = Capabilities(
             model=self._name,
@@ -74,7 +76,10 @@ class EmbeddedBackend:
             time.perf_counter() - started, self._name, dtype, blocks, BLOCK_SIZE,
         )  # fmt: skip
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        return self._stream(request, self._running.open(request.request_id))
+
+    async def _stream(self, request: GenerationRequest, run: Run) -> AsyncGenerator[GenerationEvent, None]:
         tokens = self._encode(request.prompt)
         seed = next(self._seeds)
         mailbox = self._thread.submit(
@@ -82,27 +87,30 @@ class EmbeddedBackend:
             lambda core: core.add(request.request_id, tokens, request.sampling, request.scope, seed),
         )
         try:
+            run.attach(lambda: self._thread.abort(request.request_id))
+            if run.aborted:
+                self._thread.abort(request.request_id)
             while True:
                 output = await mailbox.take()
                 if output.error is not None:
                     raise output.error
-                if output.text:
+                if output.text and not run.aborted:
                     yield TextDelta(output.text, output.tokens)
                 if output.finish is not None:
                     yield Finished(output.finish, output.usage, output.queued_seconds)
                     return
         finally:
-            self._thread.abort(request.request_id)
+            self._thread.leave(request.request_id)
 
     def abort(self, request_id: str) -> None:
-        self._thread.abort(request_id)
+        self._running.abort(request_id)
 
     async def count_tokens(self, prompt: Prompt) -> int:
         return len(self._encode(prompt))
 
     async def health(self) -> Health:
         if not self._thread.alive:
-            return Health(False, "the engine thread has died: restart the server")
+            return Health(False, "the engine has stopped: restart the server")
         stuck = self._thread.busy_seconds()
         if stuck > HUNG_AFTER_SECONDS:
             return Health(False, f"the engine has not finished a step for {stuck:.0f} s")
@@ -112,22 +120,23 @@ class EmbeddedBackend:
         core = self._thread.core
         used, allocated = core.slots
         return {
-            "engine_running_requests": len(core.scheduler.running),
-            "engine_waiting_requests": len(core.scheduler.waiting),
-            "engine_kv_blocks": core.pool.capacity,
-            "engine_kv_free_blocks": core.pool.free_blocks,
-            "engine_kv_published_blocks": core.pool.published_blocks,
-            "engine_kv_slots_used": used,
-            "engine_kv_slots_allocated": allocated,
-            "engine_evicted_blocks_total": core.pool.evicted_total,
-            "engine_preemptions_total": core.scheduler.preempted_total,
-            "engine_steps_total": core.counters.steps,
-            "engine_prompt_tokens_total": core.counters.prompt_tokens,
-            "engine_cached_tokens_total": core.counters.cached_tokens,
-            "engine_generated_tokens_total": core.counters.generated_tokens,
-            "engine_computed_tokens_total": core.counters.computed_tokens,
-            "engine_aborted_requests_total": core.counters.aborted_requests,
-            "engine_failed_requests_total": core.counters.failed_requests,
+            "requests_running": len(core.scheduler.running),
+            "requests_waiting": len(core.scheduler.waiting),
+            "requests_total": core.counters.finished_requests,
+            "requests_aborted_total": core.counters.aborted_requests,
+            "requests_failed_total": core.counters.failed_requests,
+            "prompt_tokens_total": core.counters.prompt_tokens,
+            "cached_tokens_total": core.counters.cached_tokens,
+            "completion_tokens_total": core.counters.generated_tokens,
+            "computed_tokens_total": core.counters.computed_tokens,
+            "steps_total": core.counters.steps,
+            "preemptions_total": core.scheduler.preempted_total,
+            "kv_blocks": core.pool.capacity,
+            "kv_free_blocks": core.pool.free_blocks,
+            "kv_published_blocks": core.pool.published_blocks,
+            "kv_evicted_blocks_total": core.pool.evicted_total,
+            "kv_slots_used": used,
+            "kv_slots_allocated": allocated,
         }
 
     async def close(self) -> None:

@@ -38,9 +38,10 @@ class EventReader:
     def feed(self, chunk: bytes) -> list[ServerEvent]:
         """The events that `chunk` completes.  Raises EventTooLarge."""
         buffer = self._rest + chunk if self._rest else chunk
+        searched = max(0, len(self._rest) - 1)  # a CR may wait at the end of the rest
         events: list[ServerEvent] = []
         start = 0
-        for end in _LINE_END.finditer(buffer):
+        for end in _LINE_END.finditer(buffer, searched):
             if end.group() == b"\r" and end.end() == len(buffer):
                 break  # its LF may be on the way
             event = self._line(buffer[start : end.start()])
@@ -67,7 +68,7 @@ class EventReader:
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-            self._data_bytes += len(value)
+            self._data_bytes += len(value) + 1
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         return None

@@ -65,6 +65,7 @@ class Counters(msgspec.Struct):
     cached_tokens: int = 0
     generated_tokens: int = 0
     computed_tokens: int = 0
+    finished_requests: int = 0
     aborted_requests: int = 0
     failed_requests: int = 0
 
@@ -129,12 +130,14 @@ class EngineCore:
         if needed > self.pool.capacity * BLOCK_SIZE:
             raise PromptTooLong(needed, self.pool.capacity * BLOCK_SIZE, "KV cache")
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request in whatever state it is and free its blocks; unknown ids are fine."""
+    def abort(self, request_id: str) -> Usage | None:
+        """Forget a request in whatever state it is and free its blocks; None for an unknown id."""
         sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
-            self.scheduler.remove(sequence)
-            self.counters.aborted_requests += 1
+        if sequence is None:
+            return None
+        self.scheduler.remove(sequence)
+        self.counters.aborted_requests += 1
+        return Usage(sequence.prompt_tokens, sequence.generated, sequence.cached_tokens)
 
     def step(self) -> list[Output]:
         """Advance every scheduled request; a failure is delivered to the requests of this step and to no others."""
@@ -186,6 +189,7 @@ class EngineCore:
         self.scheduler.remove(sequence)
         output.usage = Usage(sequence.prompt_tokens, sequence.generated, sequence.cached_tokens)
         output.queued_seconds = (sequence.scheduled or sequence.arrived) - sequence.arrived
+        self.counters.finished_requests += 1
         self.counters.prompt_tokens += sequence.prompt_tokens
         self.counters.cached_tokens += sequence.cached_tokens
         self.counters.generated_tokens += sequence.generated

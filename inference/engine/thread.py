@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from inference.backend import Usage
 from inference.engine.core import EngineCore, Output
 from inference.errors import BackendError, GenerationFailed, Unavailable
 
@@ -60,8 +61,8 @@ class EngineThread:
 
     def submit(self, request_id: str, command: Command) -> Mailbox:
         """Register a mailbox for `request_id` and run `command` (which adds the request) in the engine."""
-        if self._closed:
-            raise Unavailable("the engine is shutting down")
+        if self._closed or not self._thread.is_alive():
+            raise Unavailable("the engine has stopped: the server is shutting down, or must be restarted")
         mailbox = Mailbox()
         self._mailboxes[request_id] = (asyncio.get_running_loop(), mailbox)
 
@@ -80,9 +81,22 @@ class EngineThread:
         return mailbox
 
     def abort(self, request_id: str) -> None:
-        """Stop a request, in whatever state, by the next step; unknown and finished ids are fine."""
+        """Stop a request, in whatever state, by the next step; its mailbox gets the end of it.
+
+        Unknown and finished ids are fine, a second call does nothing.
+        """
+
+        def run(core: EngineCore) -> None:
+            usage = core.abort(request_id) or Usage(0, 0)
+            self._deliver([Output(request_id, finish="abort", usage=usage)])
+
+        if request_id in self._mailboxes:
+            self._inbox.put(run)
+
+    def leave(self, request_id: str) -> None:
+        """The reader of a mailbox is gone: stop its request, if it still runs, and tell nobody."""
         if self._mailboxes.pop(request_id, None) is not None:
-            self._inbox.put(lambda core: core.abort(request_id))
+            self._inbox.put(lambda core: core.abort(request_id) and None)
 
     def busy_seconds(self) -> float:
         """How long the step now running has been running; 0 when the engine waits for work."""
@@ -91,27 +105,30 @@ class EngineThread:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._closed
 
     def close(self, timeout_seconds: float = 10.0) -> None:
-        """Stop after the step in flight; what was running ends with Unavailable."""
+        """Stop after the step in flight; what was running is aborted."""
         if not self._closed:
             self._closed = True
             self._inbox.put(None)
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
+        error = None
         try:
             while self._obey():
                 self._heartbeat = time.monotonic()
                 self._deliver(self.core.step())
         except BaseException:
             log.exception("the engine thread died")
+            error = Unavailable("the engine has died: restart the server")
             raise
         finally:
             self._closed = True
-            gone = Unavailable("the engine has stopped")
-            self._deliver([Output(request_id, finish="abort", error=gone) for request_id in list(self._mailboxes)])
+            for request_id in list(self._mailboxes):
+                usage = self.core.abort(request_id) or Usage(0, 0)
+                self._deliver([Output(request_id, finish="abort", usage=usage, error=error)])
 
     def _obey(self) -> bool:
         """Carry out the commands that wait, or wait for one when there is nothing else to do; False to stop."""
