@@ -1,7 +1,7 @@
 """The C++ attention kernel: compiled on first use into the user's cache, called through ctypes.
 
 Where no compiler is found, or the build fails, `load` returns None with a warning and the torch reference
-serves instead.  REFDESK_NATIVE=0 switches it off.
+serves instead.  KERNELS_NATIVE=0 switches it off.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cache_dir() -> Path:
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The compiled library, built if it isn't in the cache yet (about three seconds)."""
-    if os.environ.get("REFDESK_NATIVE", "1") == "0":
+    if os.environ.get("KERNELS_NATIVE", "1") == "0":
         return None
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if compiler is None or platform.system() != "Linux":

@@ -8,28 +8,8 @@ import pytest
 import torch
 
 from inference.models import Llama, ModelError, open_checkpoint
-from kernels import BLOCK_SIZE, AttentionPlan
+from inference.parity import logits_of, transformers_model
 from tests.inference.tiny import FAMILIES, reference_model, save_model
-
-
-def logits_of(model: Llama, ids: torch.Tensor, chunk: int) -> torch.Tensor:
-    """All logits of one sequence, computed in chunks over the paged cache."""
-    cache = model.new_cache(-(-len(ids) // BLOCK_SIZE) + 1)
-    out = []
-    for start in range(0, len(ids), chunk):
-        tokens = ids[start : start + chunk]
-        positions = torch.arange(start, start + len(tokens))
-        blocks = torch.arange(1, -(-(start + len(tokens)) // BLOCK_SIZE) + 1, dtype=torch.int32)
-        plan = AttentionPlan(
-            query_start=torch.tensor([0, len(tokens)], dtype=torch.int32),
-            context_lens=torch.tensor([start + len(tokens)], dtype=torch.int32),
-            block_tables=blocks[None],
-            slot_mapping=blocks[positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE,
-            positions=positions,
-            decode_only=len(tokens) == 1,
-        )
-        out.append(model.forward(tokens, plan, cache, torch.arange(len(tokens))))
-    return torch.cat(out)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,16 +28,9 @@ def test_logits_equal_transformers(family, tmp_path):
 
 @pytest.mark.slow
 def test_smollm2_equals_transformers_on_the_same_weights():
-    from transformers import AutoModelForCausalLM, GgufConfig
-
     checkpoint = open_checkpoint("smollm2")
     model = Llama(checkpoint, torch.float32)
-    reference = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path.parent,
-        gguf_file=checkpoint.path.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    ).eval()
+    reference = transformers_model(checkpoint)
     ids = torch.randint(3, 49000, (512,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = reference(ids[None]).logits[0]

