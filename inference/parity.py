@@ -1,6 +1,6 @@
 """Does the engine compute what `transformers` computes?  Largest difference of the logits on the same weights.
 
-    python -m inference.parity [MODEL]     a folder, a .gguf file or a built-in name
+python -m inference.parity [MODEL]     a folder, a .gguf file or a built-in name
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The engine core: pure and synchronous.  No asyncio, no threads, no clock of its own.
 
-    step:  schedule → build the batch → run the model → sample → deliver
+step:  schedule → build the batch → run the model → sample → deliver
 """
 
 from __future__ import annotations

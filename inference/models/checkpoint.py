@@ -51,7 +51,9 @@ def locate(model: str) -> Path:
             raise ModelError(f"the model folder {model} holds no config.json: is it a Hugging Face model folder?")
         return path
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ModelError(f"no model at {model!r}: give a Hugging Face folder, a .gguf file, a hub id, or {', '.join(BUILT_IN)}")
+        raise ModelError(
+            f"no model at {model!r}: give a Hugging Face folder, a .gguf file, a hub id, or {', '.join(BUILT_IN)}"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -125,7 +127,8 @@ class GgufCheckpoint(Checkpoint):
             reader = gguf.GGUFReader(path)
             # the vocabulary is a hundred thousand strings that only the tokenizer needs
             fields = {
-                name: field.contents() if len(field.data) < 1000 else field.data for name, field in reader.fields.items()
+                name: field.contents() if len(field.data) < 1000 else field.data
+                for name, field in reader.fields.items()
             }
         except (ValueError, OSError, IndexError) as error:
             raise ModelError(f"{path} is not a GGUF file that can be read: {error}") from error

@@ -50,7 +50,7 @@ def from_hugging_face(config: Any) -> ModelConfig:
     if family not in FAMILIES:
         raise ModelError(
             f"model type {family!r} is not supported by the engine: it runs {', '.join(FAMILIES)}; "
-            "serve others through a remote backend (kind = \"openai\")"
+            'serve others through a remote backend (kind = "openai")'
         )
     if getattr(config, "quantization_config", None):
         raise ModelError("quantised checkpoints are not supported yet: use the bf16 or fp32 weights")

@@ -91,7 +91,9 @@ class PromptEncoder:
                 raise ModelError(f"the model's chat template refuses the roles {', '.join(roles)}: {error}") from error
             if len(self._glue) > 256:
                 self._glue.clear()
-            self._glue[roles] = [self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in [*pieces, text]]
+            self._glue[roles] = [
+                self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in [*pieces, text]
+            ]
         return self._glue[roles]
 
 

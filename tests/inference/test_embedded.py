@@ -20,7 +20,9 @@ def model_folder(tmp_path_factory):
 
 
 def open_tiny(folder: str, **options):
-    return open_backend(EngineConfig(model=folder, dtype="float32", kv_cache_mb=options.pop("kv_cache_mb", 8), **options))
+    return open_backend(
+        EngineConfig(model=folder, dtype="float32", kv_cache_mb=options.pop("kv_cache_mb", 8), **options)
+    )
 
 
 def idle(backend) -> bool:
