@@ -1,25 +1,38 @@
 """How good the answers are on real questions: token-F1 against what people wrote.
 
-    python -m loadtests.answer_quality [--data ../shared/data/clapnq]
+    python -m loadtests.answer_quality                            the default prompt, all answerable questions
+    python -m loadtests.answer_quality --shapes plain,quoted      compare prompt shapes (gateway.composing)
 
-The retrieval half: the quotes that lead a reply, end to end from search over the whole corpus.  The score is
-SQuAD's (Rajpurkar et al., EMNLP 2016): lower case, no punctuation, no articles, best over the answers.
+CLAPnq's passages are ingested, a server is started over them, and its questions go to POST /v1/answers: search,
+quotes and answer are judged end to end, a refusal counts 0.  The score is SQuAD's (Rajpurkar et al., EMNLP 2016):
+lower case, no punctuation, no articles, best over the answers.  Prompt shapes are compared on the even questions
+and confirmed on the odd ones.  Writes answer_quality.md and .json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shlex
 import string
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from msgspec import Struct
+import httpx
+from msgspec import Struct, structs
+from tqdm import tqdm
 
-from retrieval import Library, RetrievalSettings
+from gateway.composing import SHAPES
+from gateway.config import AnswersConfig
+from loadtests import report
+from loadtests.run import RESULTS, served
+from retrieval import Library
 
 CLAPNQ = Path("../shared/data/clapnq")
 
@@ -96,26 +109,98 @@ def _f1(prediction: list[str], answer: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+class ReplyScore(Struct):
+    """Means over the questions that one prompt shape answered."""
+
+    shape: str
+    questions: str
+    count: int
+    quotes_f1: float
+    answer_f1: float
+    refused: float
+    answer_words: float
+    supported: float  # share of the answers without an unsupported sentence
+
+
+def ask_all(url: str, questions: Sequence[Question], workers: int = 6) -> list[dict]:
+    """The server's replies, in the order of the questions."""
+    with httpx.Client(base_url=url, timeout=300) as client, ThreadPoolExecutor(workers) as pool:
+
+        def ask(question: Question) -> dict:
+            reply = client.post("/v1/answers", json={"question": question.text})
+            reply.raise_for_status()
+            return reply.json()
+
+        return list(tqdm(pool.map(ask, questions), total=len(questions), disable=None))
+
+
+def score(shape: str, which: str, questions: Sequence[Question], replies: Sequence[dict]) -> ReplyScore:
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / max(1, len(replies))
+
+    pairs = list(zip(questions, replies, strict=True))
+    return ReplyScore(
+        shape=shape,
+        questions=which,
+        count=len(replies),
+        quotes_f1=mean(token_f1(" ".join(q["text"] for q in r["quotes"]), a.answers) for a, r in pairs),
+        answer_f1=mean(0.0 if r["refused"] else token_f1(r["answer"], a.answers) for a, r in pairs),
+        refused=mean(r["refused"] for r in replies),
+        answer_words=mean(len(r["answer"].split()) for r in replies),
+        supported=mean(not r["unsupported"] for r in replies),
+    )
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        prog="python -m loadtests.answer_quality", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     arguments.add_argument("--data", type=Path, default=CLAPNQ, help="folder of CLAPnq in BEIR layout")
-    arguments.add_argument("--count", type=int, default=2, help="sentences quoted per reply")
+    arguments.add_argument("--shapes", default=AnswersConfig().prompt, help=f"any of {','.join(SHAPES)}, or all")
+    arguments.add_argument("--half", choices=["all", "even", "odd"], default="all")
+    arguments.add_argument("--out", type=Path, default=RESULTS)
     options = arguments.parse_args()
-    questions = load_questions(options.data)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Library.open(Path(folder), settings=RetrievalSettings()) as library,
-    ):
-        library.ingest_documents(corpus_documents(options.data))
-        answerable = [question for question in questions if question.answerable]
-        print("| questions | token-F1 of the quotes | gold first | gold in the top 4 | words |")
-        print("|---|---|---|---|---|")
-        for name, some in (("all", answerable), ("even", answerable[::2]), ("odd", answerable[1::2])):
-            score = quotes_f1(library, some, options.count)
-            print(
-                f"| {name} {score.questions} | {score.token_f1:.3f} | {score.gold_at_1:.3f} | {score.gold_at_k:.3f} "
-                f"| {score.words:.1f} |"
-            )
+    if not options.data.exists():
+        sys.exit(f"answer_quality: no CLAPnq at {options.data}: give its folder with --data")
+    answerable = [question for question in load_questions(options.data) if question.answerable]
+    if options.half != "all":
+        answerable = answerable[options.half == "odd" :: 2]
+    scores = []
+    with tempfile.TemporaryDirectory() as folder:
+        with Library.open(Path(folder)) as library:
+            library.ingest_documents(corpus_documents(options.data))
+        for shape in SHAPES if options.shapes == "all" else options.shapes.split(","):
+            os.environ["REFDESK_ANSWERS__PROMPT"] = shape
+            with served(Path(folder), None) as url:
+                replies = ask_all(url, answerable)
+            if options.half == "all":
+                for which, part in (("even", slice(0, None, 2)), ("odd", slice(1, None, 2))):
+                    scores.append(score(shape, which, answerable[part], replies[part]))
+            scores.append(score(shape, options.half, answerable, replies))
+            print(table(scores), flush=True)
+    command = shlex.join(["python", "-m", "loadtests.answer_quality", *sys.argv[1:]])
+    environment = report.environment()
+    record = {"command": command, "scores": [structs.asdict(s) for s in scores], "environment": environment}
+    (options.out / "answer_quality.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    (options.out / "answer_quality.md").write_text(
+        f"# Answers on CLAPnq's answerable questions\n\n`{command}`, commit {environment['commit']}; {versions}\n\n"
+        f"Bars: quotes 0.50, answers 0.42 over all 150 questions.\n\n{table(scores)}\n",
+        encoding="utf-8",
+    )
+
+
+def table(scores: Sequence[ReplyScore]) -> str:
+    lines = [
+        "| prompt shape | questions | F1 of the quotes | F1 of the answer | refused | words | all supported |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for s in scores:
+        lines.append(
+            f"| {s.shape} | {s.count} {s.questions} | {s.quotes_f1:.3f} | {s.answer_f1:.3f} | {s.refused:.3f} | "
+            f"{s.answer_words:.0f} | {s.supported:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ spread of the repeats, versions and commit.  Exit code 1 when a bar does not hol
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -162,7 +163,8 @@ def stream_answer(client: httpx.Client, question: str) -> dict[str, Any]:
 
 
 def first_token(times: Iterator[float]) -> float:
-    return list(times)[0]
+    first, *_ = times
+    return first
 
 
 def rate(times: list[float]) -> float:
@@ -209,14 +211,15 @@ def _logits_difference() -> float:
 
 def fresh_clone_seconds(port: int = 8080) -> float:
     """From `git clone` to the first answer of `make demo`, in an empty folder; pip's cache is used."""
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         started = time.perf_counter()
         subprocess.run(["git", "clone", "-q", str(ROOT), f"{folder}/refdesk"], check=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("REFDESK_", "VIRTUAL_ENV"))}
         environment |= {"REFDESK_DATA": f"{folder}/data", "XDG_CACHE_HOME": f"{folder}/cache"}
         kept = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pip"
         environment.setdefault("PIP_CACHE_DIR", str(kept))
-        log = open(f"{folder}/log", "w+")
+        log = stack.enter_context(open(f"{folder}/log", "w+"))
         demo = subprocess.Popen(
             ["make", "demo"], cwd=f"{folder}/refdesk", env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -233,7 +236,6 @@ def fresh_clone_seconds(port: int = 8080) -> float:
             log.seek(0)
             raise SystemExit(f"bench: make demo ended with {demo.returncode}:\n{log.read()[-2000:]}")
         finally:
-            log.close()
             os.killpg(demo.pid, signal.SIGTERM)
             demo.wait(30)
             shutil.rmtree(f"{folder}/refdesk", ignore_errors=True)

