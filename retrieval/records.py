@@ -1,0 +1,103 @@
+"""The plain values that retrieval hands out.  Offsets are characters in a document's extracted text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Document(Struct, frozen=True):
+    """One document as it is listed.  `source` is a path or an upload's name; `added_at` is ISO 8601 in UTC."""
+
+    document_id: str
+    title: str
+    source: str
+    media_type: str
+    collection: str
+    content_hash: str
+    characters: int
+    passages: int
+    pages: int | None
+    added_at: str
+
+
+class DocumentText(Struct, frozen=True):
+    """A document with the extracted text that all offsets refer to."""
+
+    document: Document
+    text: str
+
+
+class Passage(Struct, frozen=True):
+    """A piece of a document: `text == document_text[start:end]`.
+
+    `heading` is the path of headings above it, `page` counts from 1 (None where the format has no pages),
+    `score` is in 0..1 and only comparable within one search.  Ids are never used again for other text.
+    """
+
+    passage_id: str
+    document_id: str
+    title: str
+    source: str
+    heading: str
+    page: int | None
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+class Quote(Struct, frozen=True):
+    """A sentence as it stands: `text == document_text[start:end]`; `similarity` is a cosine."""
+
+    passage_id: str
+    start: int
+    end: int
+    text: str
+    similarity: float
+
+
+class Support(Struct, frozen=True):
+    """The sentence that best supports one statement; `passage_id` None (and an empty quote) = unsupported."""
+
+    passage_id: str | None
+    start: int
+    end: int
+    quote: str
+    similarity: float
+
+
+class SearchResult(Struct, frozen=True):
+    """Passages, best first.
+
+    `relevance` is the best cosine between the query and any passage searched, an absolute measure;
+    `relevant` says whether it reaches the floor of the settings.  `facets` counts the candidate documents
+    by collection and media type.  `timings` are milliseconds by stage: embed, vectors, text, fuse.
+    """
+
+    passages: list[Passage]
+    relevance: float
+    relevant: bool
+    facets: dict[str, dict[str, int]]
+    timings: dict[str, float]
+
+
+class IngestReport(Struct):
+    """What became of each source.  `skipped` counts files inside folders whose format isn't read."""
+
+    added: list[str]
+    updated: list[str]
+    unchanged: list[str]
+    failed: list[tuple[str, str]]
+    passages: int
+    skipped: int = 0
+
+
+class ProgressEvent(Struct, frozen=True):
+    """`done` of `total` sources are settled; `source` just reached `state`."""
+
+    done: int
+    total: int
+    source: str
+    state: Literal["embedding", "added", "updated", "unchanged", "failed"]

@@ -1,0 +1,76 @@
+"""With the real embedder: found at once, loaded late, and good enough to answer from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval import SAMPLE_COLLECTION, EmbedderMissing, Library, SentenceTransformerEmbedder, sample_documents
+
+pytestmark = pytest.mark.slow
+CLAPNQ = Path("../shared/data/clapnq")
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceTransformerEmbedder:
+    embedder = SentenceTransformerEmbedder()
+    embedder.encode(["load the model once, for the whole file"])
+    return embedder
+
+
+def test_opening_a_library_imports_no_model_library(tmp_path: Path):
+    program = (
+        "import sys; from pathlib import Path; from retrieval import Library\n"
+        f"library = Library.open(Path({str(tmp_path / 'data')!r})); library.documents(); library.close()\n"
+        "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "./nowhere"])
+def test_a_missing_model_is_named(tmp_path: Path, model: str):
+    with pytest.raises(EmbedderMissing, match=model):
+        SentenceTransformerEmbedder(model)
+
+
+def test_vectors_are_unit_rows_and_tokens_are_counted(minilm: SentenceTransformerEmbedder):
+    vectors = minilm.encode(["a dog", "a puppy", "a treaty of 1815"])
+    assert vectors.shape == (3, minilm.dim)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    assert minilm.count_tokens("hello world") == 2
+    assert minilm.count_tokens("word " * 1000) == 1000  # not truncated
+
+
+def test_the_manual_answers_about_python_and_about_nothing_else(tmp_path: Path, minilm: SentenceTransformerEmbedder):
+    topics = {"lambda", "while", "raise", "import", "global", "with"}
+    documents = [each for each in sample_documents() if Path(each[0]).stem in topics]
+    with Library.open(tmp_path / "data", embedder=minilm) as library:
+        library.ingest_documents(documents, SAMPLE_COLLECTION)
+        found = library.search("how do I create an anonymous function")
+        assert found.relevant
+        assert found.passages[0].title == "Lambdas"
+        quotes = library.quotes("how do I create an anonymous function", found.passages)
+        assert "anonymous functions" in " ".join(" ".join(quote.text.split()) for quote in quotes)
+        assert not library.search("How do I bake sourdough bread?").relevant
+
+
+@pytest.mark.skipif(not CLAPNQ.is_dir(), reason="needs ../shared/data/clapnq")
+def test_quotes_answer_real_questions(tmp_path: Path, minilm: SentenceTransformerEmbedder):
+    """A tenth of `python -m loadtests.answer_quality`, whose bar is 0.50 over the whole set."""
+    from loadtests.answer_quality import corpus_documents, load_questions, quotes_f1
+
+    questions = [question for question in load_questions() if question.answerable][::10]
+    gold = {question.gold_source for question in questions}
+    documents = list(corpus_documents())
+    some = [each for each in documents if each[0] in gold] + [each for each in documents if each[0] not in gold][:40]
+    with Library.open(tmp_path / "data", embedder=minilm) as library:
+        library.ingest_documents(some)
+        score = quotes_f1(library, questions)
+    assert score.gold_at_k >= 0.9
+    assert score.token_f1 >= 0.45

@@ -1,0 +1,100 @@
+"""Quotes stand as they are in the document; statements are tied to what supports them, or to nothing."""
+
+from __future__ import annotations
+
+from retrieval import Library, Passage, RetrievalSettings
+from retrieval.search import fuse, match_expression
+
+TEXT = """Parking
+
+The car park opens at seven in the morning. Bicycles are parked behind the library. \
+Visitors pay four euros for a day of parking. The lift is out of order.
+"""
+
+
+def passages_of(library: Library, query: str = "parking") -> list[Passage]:
+    library.ingest_bytes("parking.txt", TEXT.encode())
+    library.ingest_bytes("canteen.txt", b"The canteen opens at noon. Soup costs three euros.")
+    return library.search(query, top_k=5).passages
+
+
+def test_quotes_are_slices_of_the_document(library: Library):
+    passages = passages_of(library)
+    quotes = library.quotes("when does the car park open in the morning", passages, 2)
+    assert quotes[0].text == "The car park opens at seven in the morning."
+    assert len(quotes) == 2
+    for quote in quotes:
+        document = library.document(library.passage(quote.passage_id).document_id)
+        assert document.text[quote.start : quote.end] == quote.text
+    assert len({library.passage(quote.passage_id).document_id for quote in quotes}) == 1
+
+
+def test_quotes_of_nothing(library: Library):
+    passages = passages_of(library)
+    assert library.quotes("anything", []) == []
+    assert library.quotes("  ", passages) == []
+    assert library.quotes("parking", passages, 0) == []
+    assert "Parking" not in [quote.text for quote in library.quotes("parking", passages, 9)]
+
+
+def test_statements_are_supported_or_not(library: Library):
+    passages = passages_of(library)
+    supported, nonsense, empty = library.support(
+        ["Bicycles are parked behind the library.", "Dragons guard treasure mountains.", " ... "], passages
+    )
+    assert supported.quote == "Bicycles are parked behind the library."
+    assert supported.passage_id in {passage.passage_id for passage in passages}
+    document = library.document(library.passage(supported.passage_id).document_id)
+    assert document.text[supported.start : supported.end] == supported.quote
+    assert nonsense.passage_id is None
+    assert (empty.passage_id, empty.quote) == (None, "")
+    assert library.support(["Bicycles."], [])[0].passage_id is None
+    assert library.support([], passages) == []
+
+
+def test_a_wrong_number_is_not_supported(library: Library):
+    library.ingest_bytes("a.txt", b"The bridge was built in 1887 by the city of Graz.")
+    passages = library.search("bridge").passages
+    right, wrong = library.support(
+        ["The bridge was built in 1887 by the city of Graz.", "The bridge was built in 1978 by the city of Graz."],
+        passages,
+    )
+    assert right.passage_id is not None
+    assert wrong.passage_id is None
+
+
+def test_sentences_are_embedded_once_and_forgotten_with_their_document(open_library, embedder):
+    library = open_library(settings=RetrievalSettings(sentence_cache=1000))
+    passages = passages_of(library)
+    library.quotes("parking", passages)
+    encoded = embedder.encoded
+    library.quotes("parking", passages)
+    library.support(["Soup costs three euros."], passages)
+    assert embedder.encoded == encoded + 1  # the statement
+    library.remove(passages[0].document_id)
+    assert len(library._quoter._cache._entries) == 0
+
+
+def test_the_sentence_cache_is_bounded(open_library):
+    library = open_library(settings=RetrievalSettings(sentence_cache=6))
+    for number in range(20):
+        name = f"{number}.txt"
+        library.ingest_bytes(name, f"First sentence of {number} here. Second one of {number} there.".encode())
+    for number in range(20):
+        library.quotes("sentence here", library.search(f"sentence {number}", top_k=2).passages)
+    assert library._quoter._cache._size <= 6
+
+
+def test_fusion_is_by_rank_and_within_one():
+    assert fuse([(1.0, [1, 2, 3]), (1.0, [1, 3])], 60)[0] == (1, 1.0)
+    fused = fuse([(2.0, [1, 2]), (1.0, [2, 3])], 10)
+    assert [number for number, _ in fused] == [2, 1, 3]
+    assert all(0 < score <= 1 for _, score in fused)
+    assert fuse([], 60) == []
+
+
+def test_match_expressions_quote_every_word():
+    assert match_expression('What is "AND" OR NEAR(x)') == '"near" OR "x"'
+    assert match_expression("what is it") == '"what" OR "is" OR "it"'
+    assert match_expression("?!") == ""
+    assert len(match_expression(" ".join(f"w{i}" for i in range(1000))).split(" OR ")) == 48
