@@ -1,0 +1,1 @@
+"""Who asks, what they get: the HTTP app, its answering, its command line and its page."""

@@ -1,0 +1,311 @@
+"""The command line `refdesk`.  Errors are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+
+DEFAULT_COLLECTION = "default"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; always ends by SystemExit."""
+    try:
+        code = refdesk.main(args=arguments, prog_name="refdesk", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as help_wanted:
+        click.echo(help_wanted.ctx.get_help() if help_wanted.ctx else "")
+        code = 0
+    except click.ClickException as error:
+        _complain(error.format_message())
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {(error.strerror or str(error)).lower()}")
+        code = 2
+    except Exception as error:
+        # Every error of ours has a code and a message for the reader; the rest are bugs and show where they are.
+        if not isinstance(getattr(error, "code", None), str):
+            raise
+        _complain(str(error))
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"refdesk: {' '.join(message.split())}", err=True)
+
+
+def _data_option(function: Any) -> Any:
+    return click.option(
+        "--data",
+        metavar="DIR",
+        help="Directory that holds everything a server keeps (default: $REFDESK_DATA, else the platform's place).",
+    )(function)
+
+
+def _config_option(function: Any) -> Any:
+    return click.option(
+        "--config",
+        "config_path",
+        metavar="FILE",
+        envvar="REFDESK_CONFIG",
+        type=click.Path(path_type=Path),
+        help="TOML file with settings (default: refdesk.toml in the data directory).",
+    )(function)
+
+
+def _url_option(function: Any) -> Any:
+    return click.option(
+        "--url",
+        metavar="URL",
+        envvar="REFDESK_URL",
+        help="Ask a running server, such as http://127.0.0.1:8080, instead of opening the data directory.",
+    )(function)
+
+
+def _load(config_path: Path | None, data: str | None, **overrides: Any) -> Config:
+    from gateway.config import load_config
+
+    given = {"data": data} | {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_config(config_path, overrides=given)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-v", "--verbose", is_flag=True, help="Log every request and what the server does to stderr.")
+@click.version_option(package_name="refdesk")
+def refdesk(verbose: bool) -> None:
+    """Ask your documents: streamed answers with citations.
+
+    \b
+    Try it:                   refdesk demo
+    With your own documents:  refdesk ingest ~/notes
+                              refdesk serve
+                              refdesk ask "How do I renew a certificate?"
+
+    Every setting is a key in a TOML file and an environment variable: server.port is
+    REFDESK_SERVER__PORT.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    for talkative in ("httpx", "faiss.loader", "sentence_transformers"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+
+
+@refdesk.command()
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (default 8080; 0 takes any free one).")
+@_data_option
+@_config_option
+def serve(host: str | None, port: int | None, data: str | None, config_path: Path | None) -> None:
+    """Serve the search page and the API.
+
+    The page is at /, the API's description at /schema.  SIGTERM and Ctrl-C let open answers
+    finish for server.drain_seconds.
+    """
+    config = _load(config_path, data, server__host=host, server__port=port)
+    from gateway.serving import address_of, bind, leave
+    from gateway.serving import serve as run
+
+    sock = bind(config.server.host, config.server.port)
+    address = address_of(sock)
+    click.echo(f"refdesk: loading {config.data_dir}")
+    run(config, sock, on_ready=lambda: click.echo(f"refdesk: ready at {address}"))
+    leave(0)
+
+
+@refdesk.command()
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (default 8080; 0 takes any free one).")
+@_data_option
+@_config_option
+def demo(host: str | None, port: int | None, data: str | None, config_path: Path | None) -> None:
+    """Serve a sample corpus, the Python manual, to see what this is.
+
+    An empty data directory is filled with it first; one that holds documents is served as it is.
+    """
+    config = _load(config_path, data, server__host=host, server__port=port)
+    from gateway.desk import open_library
+    from gateway.reporting import Progress
+    from gateway.serving import address_of, bind, leave
+    from gateway.serving import serve as run
+    from retrieval import SAMPLE_COLLECTION, sample_documents
+
+    sock = bind(config.server.host, config.server.port)
+    address = address_of(sock)
+    with open_library(config) as library:
+        _, total = library.documents(limit=1)
+        if not total:
+            click.echo("refdesk: putting the Python manual's topics into the library")
+            with Progress() as progress:
+                library.ingest_documents(sample_documents(), collection=SAMPLE_COLLECTION, progress=progress)
+            _, total = library.documents(limit=1)
+        click.echo(f"refdesk: {total} documents in {config.data_dir}; loading the model")
+        library.warm()
+
+        def announce() -> None:
+            click.echo(
+                f"refdesk: ready. Open {address} or ask from a terminal:\n\n"
+                f"  curl -N {address}/v1/answers -H 'Content-Type: application/json' \\\n"
+                """    -d '{"question": "What does the with statement do?", "stream": true}'\n"""
+            )
+
+        run(config, sock, library=library, on_ready=announce)
+    leave(0)
+
+
+@refdesk.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--collection", default=DEFAULT_COLLECTION, show_default=True, help="Collection to put them in.")
+@_data_option
+@_config_option
+def ingest(paths: tuple[Path, ...], collection: str, data: str | None, config_path: Path | None) -> int:
+    """Put files and folders into the library.
+
+    Reads Markdown, text, HTML and PDF; folders all the way down.  What has not changed since the
+    last time is skipped.  Files that cannot be read are listed with the reason, the rest go in;
+    the exit code is then 1.
+    """
+    config = _load(config_path, data)
+    from gateway.desk import open_library
+    from gateway.reporting import Progress, summary
+
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise click.ClickException(f"{missing[0]} does not exist")
+    with open_library(config) as library, Progress() as progress:
+        report = library.ingest_paths(paths, collection=collection, progress=progress)
+    for name, reason in report.failed:
+        click.echo(f"refdesk: not read: {name}: {reason}", err=True)
+    click.echo(summary(report))
+    return 1 if report.failed else 0
+
+
+@refdesk.command()
+@click.argument("question")
+@click.option("--collection", help="Ask only this collection.")
+@click.option("--top-k", type=click.IntRange(1, 20), help="Passages to answer from.")
+@click.option("--max-tokens", type=click.IntRange(1, 8192), help="Longest answer, in tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object.")
+@_url_option
+@_data_option
+@_config_option
+def ask(
+    question: str,
+    collection: str | None,
+    top_k: int | None,
+    max_tokens: int | None,
+    as_json: bool,
+    url: str | None,
+    data: str | None,
+    config_path: Path | None,
+) -> None:
+    """Ask a question; the answer streams to the terminal.
+
+    With --url a running server answers; otherwise the model is loaded here, over the data directory.
+    """
+    given = {"question": question, "collection": collection, "top_k": top_k, "max_tokens": max_tokens}
+    request = {key: value for key, value in given.items() if value is not None}
+    from gateway.reporting import AnswerPrinter
+
+    printer = AnswerPrinter(as_json=as_json)
+    if url:
+        from gateway.client import Client
+
+        with Client(url) as client:
+            for name, content in client.answer(request):
+                printer(name, content)
+    else:
+        config = _load(config_path, data)
+        from gateway.inprocess import answer_here
+
+        answer_here(config, request, printer)
+    printer.finish()
+
+
+@refdesk.group()
+def documents() -> None:
+    """List or remove documents."""
+
+
+@documents.command("list")
+@click.option("--collection", help="Only this collection.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per document.")
+@_url_option
+@_data_option
+@_config_option
+def list_documents(
+    collection: str | None, as_json: bool, url: str | None, data: str | None, config_path: Path | None
+) -> None:
+    """List the documents."""
+    import msgspec
+
+    from gateway.reporting import document_line
+
+    for document in _all_documents(collection, url, data, config_path):
+        click.echo(msgspec.json.encode(document).decode() if as_json else document_line(document))
+
+
+@documents.command("remove")
+@click.argument("document_ids", nargs=-1, required=True, metavar="DOCUMENT_ID...")
+@_url_option
+@_data_option
+@_config_option
+def remove_documents(
+    document_ids: tuple[str, ...], url: str | None, data: str | None, config_path: Path | None
+) -> None:
+    """Remove documents, by the ids that `refdesk documents list` shows."""
+    if url:
+        from urllib.parse import quote
+
+        from gateway.client import Client
+
+        with Client(url) as client:
+            for document_id in document_ids:
+                client.delete(f"/v1/documents/{quote(document_id, safe='')}")
+                click.echo(f"removed {document_id}")
+        return
+    config = _load(config_path, data)
+    from gateway.desk import open_library
+
+    with open_library(config) as library:
+        for document_id in document_ids:
+            library.remove(document_id)
+            click.echo(f"removed {document_id}")
+
+
+def _all_documents(collection: str | None, url: str | None, data: str | None, config_path: Path | None) -> Any:
+    """Every document as a dict, a page at a time."""
+    import msgspec
+
+    limit, offset = 200, 0
+    if url:
+        from gateway.client import Client
+
+        with Client(url) as client:
+            while page := client.get("/v1/documents", collection=collection, offset=offset, limit=limit)["documents"]:
+                yield from page
+                offset += len(page)
+        return
+    config = _load(config_path, data)
+    from gateway.desk import open_library
+
+    with open_library(config) as library:
+        while page := library.documents(collection=collection, offset=offset, limit=limit)[0]:
+            yield from map(msgspec.to_builtins, page)
+            offset += len(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A refdesk server from the outside, for the command line: the same answers, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+
+from inference.sse import EventReader
+
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+
+
+class ServerError(Exception):
+    """The server can't be reached or says no; the message is for the person who asked."""
+
+    code = "server_error"
+
+
+class Client:
+    """One server.  Every method raises ServerError."""
+
+    def __init__(self, url: str):
+        self._url = url.rstrip("/")
+        try:
+            self._http = httpx.Client(base_url=self._url, timeout=TIMEOUT)
+        except httpx.InvalidURL as error:
+            raise ServerError(f"{url} is not an address: {error}") from error
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._http.close()
+
+    def answer(self, request: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The events of a streamed answer, name and content."""
+        reader = EventReader(max_event_bytes=32 << 20)
+        complete = False
+        try:
+            with self._http.stream("POST", "/v1/answers", json=request | {"stream": True}) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refusal(response)
+                for chunk in response.iter_bytes():
+                    for event in reader.feed(chunk):
+                        content = msgspec.json.decode(event.data)
+                        if event.event == "error":
+                            raise ServerError(content.get("detail", "the server failed"))
+                        complete = complete or event.event == "done"
+                        yield event.event, content
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if not complete:
+            raise ServerError(f"{self._url} closed the connection before the answer was complete")
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._call("GET", path, params={key: value for key, value in query.items() if value is not None})
+
+    def delete(self, path: str) -> None:
+        self._call("DELETE", path)
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise _refusal(response)
+        return msgspec.json.decode(response.content) if response.content else None
+
+    def _unreachable(self, error: Exception) -> ServerError:
+        if isinstance(error, httpx.ConnectError):
+            return ServerError(f"no server answers at {self._url}: start one with `refdesk serve`")
+        if isinstance(error, httpx.TimeoutException):
+            return ServerError(f"{self._url} did not answer in time")
+        return ServerError(f"{self._url}: {error or type(error).__name__}")
+
+
+def _refusal(response: httpx.Response) -> ServerError:
+    try:
+        problem = msgspec.json.decode(response.content)
+        return ServerError(str(problem["detail"]))
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return ServerError(f"the server answered {response.status_code} {response.reason_phrase}")

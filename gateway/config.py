@@ -1,0 +1,182 @@
+"""Every setting of a server: one TOML file, and the same keys as environment variables.
+
+    refdesk.toml                 environment
+    data = "/srv/refdesk"        REFDESK_DATA=/srv/refdesk
+    [server]
+    port = 8080                  REFDESK_SERVER__PORT=8080
+    [backend]
+    kind = "scripted"            REFDESK_BACKEND__KIND=scripted
+
+The environment wins over the file, the command line over both.  A key, type or value that
+isn't known raises `ConfigError` with one line that names the key and what it may be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from inference import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig
+from retrieval import RetrievalSettings
+
+PREFIX = "REFDESK_"
+FILE_NAME = "refdesk.toml"
+# Read by the command line itself, not settings of a server.
+NOT_SETTINGS = {"REFDESK_CONFIG", "REFDESK_URL"}
+BACKENDS = {"engine": EngineConfig, "scripted": ScriptedConfig, "openai": OpenAIConfig}
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the message is one line that names it."""
+
+    code = "invalid_configuration"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ServerConfig(Section):
+    """Where to listen, and what the server puts up with.  `drain_seconds`: how long open answers may go on
+    after SIGTERM; `slow_reader_seconds`: how long a client may leave a stream unread before it is ended."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    max_upload_mb: Count = 50
+    max_body_kb: Count = 1024
+    max_question_characters: Count = 4000
+    heartbeat_seconds: Seconds = 10.0
+    slow_reader_seconds: Seconds = 30.0
+    drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
+
+
+class AnswersConfig(Section):
+    """How an answer is made.  `top_k` passages go into the prompt, in the shape `prompt` (see `gateway.composing`);
+    `quotes` closest sentences lead the reply; `max_tokens` and `temperature` hold where a request has none."""
+
+    top_k: Annotated[int, Meta(ge=1, le=20)] = 4
+    max_tokens: Annotated[int, Meta(ge=1, le=8192)] = 256
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    quotes: Annotated[int, Meta(ge=0, le=10)] = 2
+    prompt: str = "quoted"
+
+
+class Config(Section):
+    """All settings.  `data` is the directory that holds everything the server keeps."""
+
+    data: str = ""
+    server: ServerConfig = ServerConfig()
+    backend: BackendConfig = EngineConfig()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    answers: AnswersConfig = AnswersConfig()
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.data).expanduser() if self.data else default_data_dir()
+
+
+def default_data_dir() -> Path:
+    """The data directory by the platform's convention."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "refdesk"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "refdesk"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "refdesk"
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Settings from `path` (or `refdesk.toml` in the data directory, if there), then the environment,
+    then `overrides`: dotted keys such as `server.port`, None meaning not given."""
+    environ = os.environ if environ is None else environ
+    overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if path is None:
+        data = overrides.get("data") or environ.get(PREFIX + "DATA")
+        beside = (Path(data).expanduser() if data else default_data_dir()) / FILE_NAME
+        path = beside if beside.is_file() else None
+    settings = _read(path) if path else {}
+    origin = str(path) if path else "settings"
+    variables: dict[str, str] = {}
+    for name, value in sorted(environ.items()):
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
+            keys = name.removeprefix(PREFIX).lower().split("__")
+            variables[".".join(keys)] = name
+            _put(settings, keys, value)
+    for key, value in overrides.items():
+        _put(settings, key.split("."), value)
+    if isinstance(settings.get("backend"), dict):
+        settings["backend"] = {"kind": "engine"} | settings["backend"]
+    try:
+        # Lax, since the environment knows only strings.
+        config = msgspec.convert(settings, Config, strict=False)
+    except msgspec.ValidationError as error:
+        key, explanation = _explain(str(error), settings)
+        raise ConfigError(f"{variables.get(key, origin)}: {explanation}") from None
+    from gateway.composing import SHAPES
+
+    if config.answers.prompt not in SHAPES:
+        raise ConfigError(
+            f"{variables.get('answers.prompt', origin)}: answers.prompt: {config.answers.prompt!r} is not a prompt "
+            f"shape; allowed: {', '.join(SHAPES)}"
+        )
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _put(settings: dict[str, Any], keys: list[str], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        child = settings.get(key)
+        settings[key] = settings = dict(child) if isinstance(child, dict) else {}
+    settings[last] = value
+
+
+def _explain(message: str, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """The dotted key that msgspec's message is about, and a sentence that says what is allowed there."""
+    what, _, where = message.partition(" - at `$")
+    section = where.rstrip("`").lstrip(".")
+    unknown = re.search(r"unknown field `(.*)`", what)
+    missing = re.search(r"missing required field `(.*)`", what)
+    key = ".".join(part for part in (section, (unknown or missing or [None, ""])[1]) if part)
+    if unknown:
+        return key, f"{key} is not a setting; allowed here: {', '.join(_allowed(section, settings))}"
+    if missing:
+        return key, f"{key} is missing"
+    if key == "backend.kind":
+        return key, f"backend.kind: {settings['backend']['kind']!r} is not a backend; allowed: {', '.join(BACKENDS)}"
+    return key, f"{key}: {what[:1].lower()}{what[1:]}"
+
+
+def _allowed(section: str, settings: Mapping[str, Any]) -> list[str]:
+    match section:
+        case "":
+            owner = Config
+        case "backend":
+            owner = BACKENDS[settings["backend"]["kind"]]
+        case _:
+            owner = next(field.type for field in msgspec.structs.fields(Config) if field.name == section)
+    names = [field.encode_name for field in msgspec.structs.fields(owner)]
+    return ["kind", *names] if section == "backend" else names

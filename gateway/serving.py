@@ -1,0 +1,129 @@
+"""The process around the app: a bound port first, then the server, then an orderly end.
+
+SIGTERM ──▶ no new connections, /health/ready 503 ──drain_seconds──▶ open streams get `error`
+        ──▶ library and backend closed ──▶ exit 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.config import Config
+from gateway.desk import Desk
+from inference import Backend
+from retrieval import Library
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+# What uvicorn waits beyond our own deadline before it cancels what is left.
+GRACE_SECONDS = 1.5
+
+
+class BindError(Exception):
+    """The address can't be listened on; the message names it."""
+
+    code = "cannot_listen"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that holds the address.  Raises BindError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise BindError(f"cannot listen on {host}: {error.strerror or error}") from error
+    try:
+        if sys.platform != "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise BindError(
+            f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}; "
+            "stop what listens there or choose another --port"
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    """Where a browser on this machine finds it."""
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our drain at the first signal and exit code 0 after it."""
+
+    def __init__(self, config: uvicorn.Config, desk: Desk):
+        super().__init__(config)
+        self._desk = desk
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._desk.drain.begin, self._desk.config.server.drain_seconds)
+
+
+def serve(
+    config: Config,
+    sock: socket.socket,
+    *,
+    library: Library | None = None,
+    backend: Backend | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until a signal.  Raises what kept the library or the backend from opening."""
+    app = create_app(config, library=library, backend=backend)
+    desk: Desk = app.state.desk
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=int(config.server.drain_seconds + GRACE_SECONDS + 0.5),
+        ),
+        desk,
+    )
+
+    def fail() -> None:
+        server.should_exit = True
+
+    desk.on_failure = fail
+    desk.on_ready = on_ready
+    asyncio.run(server.serve(sockets=[sock]))
+    if desk.failure is not None:
+        raise desk.failure
+
+
+def leave(code: int) -> None:
+    """Exit now, even where a thread still ingests: the store survives that, a waiting supervisor wouldn't wait."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    alive = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    if alive:
+        os._exit(code)
+    sys.exit(code)
