@@ -25,7 +25,17 @@ from kernels.plan import AttentionPlan
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("paged_attention.cpp")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-fopenmp",
+)
 HEAD_DIMS = frozenset({16, 32, 64, 80, 96, 128, 256})
 
 
@@ -46,7 +56,9 @@ def load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
-        detail = error.stderr.decode(errors="replace")[-800:] if isinstance(error, subprocess.CalledProcessError) else error
+        detail = (
+            error.stderr.decode(errors="replace")[-800:] if isinstance(error, subprocess.CalledProcessError) else error
+        )
         log.warning("the attention kernel could not be built, plain torch serves instead: %s", detail)
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int
@@ -71,7 +83,9 @@ def _build(compiler: str) -> Path:
             if openmp is not None:  # -fopenmp compiles, but must not link a second runtime
                 objects = Path(folder) / "attention.o"
                 compile_flags = [flag for flag in FLAGS if flag != "-shared"]
-                subprocess.run([compiler, *compile_flags, "-c", str(SOURCE), "-o", str(objects)], check=True, capture_output=True)
+                subprocess.run(
+                    [compiler, *compile_flags, "-c", str(SOURCE), "-o", str(objects)], check=True, capture_output=True
+                )
                 command = [compiler, "-shared", str(objects), str(openmp), "-o", str(built)]
             subprocess.run(command, check=True, capture_output=True)
             os.replace(built, target)
@@ -101,7 +115,9 @@ def supports(cache: LayerCache) -> bool:
     )
 
 
-def store(library: ctypes.CDLL, cache: LayerCache, keys: torch.Tensor, values: torch.Tensor, plan: AttentionPlan) -> None:
+def store(
+    library: ctypes.CDLL, cache: LayerCache, keys: torch.Tensor, values: torch.Tensor, plan: AttentionPlan
+) -> None:
     """As `kernels.reference.store`; a token's heads must be contiguous, tokens may be strided."""
     tokens, kv_heads, dim = keys.shape
     library.refdesk_store(

@@ -65,8 +65,8 @@ inline float hmax(vec v) { float m = v[0]; for (int i = 1; i < 16; i++) m = v[i]
 inline float hsum(vec v) { float s = 0; for (int i = 0; i < 16; i++) s += v[i]; return s; }
 
 // scores[r][0:16] of one key block for R rows: sum over d of q[r][d] * key[d][0:16]
-template <int R, int D>
-inline void score_block(const float* q, const float* key, float* scores) {
+template <int R, int D, typename S>
+inline void score_block(const float* q, const S* key, float* scores) {
     vec acc[R] = {};
     for (int d = 0; d < D; d++) {
         vec k = load16(key + d * BS);
@@ -78,8 +78,8 @@ inline void score_block(const float* q, const float* key, float* scores) {
 }
 
 // out[r][0:W*16] += sum over j of p[r][j] * value[j][0:W*16], W vectors of the head dimension at a time
-template <int R, int D, int W>
-inline void weigh(const float* p, const float* value, int keys, float* out) {
+template <int R, int D, int W, typename S>
+inline void weigh(const float* p, const S* value, int keys, float* out) {
     vec acc[R][W];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -102,10 +102,26 @@ inline void weigh(const float* p, const float* value, int keys, float* out) {
 
 template <int D> constexpr int width() { return D % 64 == 0 ? 4 : D % 32 == 0 ? 2 : 1; }
 
-template <int R, int D>
-inline void weigh_all(const float* p, const float* value, int keys, float* out) {
+template <int R, int D, typename S>
+inline void weigh_all(const float* p, const S* value, int keys, float* out) {
     constexpr int W = width<D>();
     for (int d = 0; d < D; d += W * 16) weigh<R, D, W>(p, value + d, keys, out + d);
+}
+
+template <int D, typename S>
+inline void score_rows(const float* q, const S* key, float* scores, int rows) {
+    int r = 0;
+    for (; r + 8 <= rows; r += 8) score_block<8, D>(q + r * D, key, scores + r * SPAN);
+    for (; r + 3 <= rows; r += 3) score_block<3, D>(q + r * D, key, scores + r * SPAN);
+    for (; r < rows; r++) score_block<1, D>(q + r * D, key, scores + r * SPAN);
+}
+
+template <int D, typename S>
+inline void weigh_rows(const float* p, const S* value, int keys, float* out, int rows) {
+    int r = 0;
+    for (; r + 6 <= rows; r += 6) weigh_all<6, D>(p + r * SPAN, value, keys, out + r * D);
+    for (; r + 3 <= rows; r += 3) weigh_all<3, D>(p + r * SPAN, value, keys, out + r * D);
+    for (; r < rows; r++) weigh_all<1, D>(p + r * SPAN, value, keys, out + r * D);
 }
 
 template <typename T, int D>
@@ -135,6 +151,7 @@ struct Item {
             total[r] = 0;
         }
         const int context = first_position + tokens;
+        const bool few = rows <= 8;  // a decode: keys and values are used once, so they are widened on the way
         int begin = window ? (first_position - window + 1 > 0 ? first_position - window + 1 : 0) : 0;
         begin = begin / SPAN * SPAN;
         for (int from = begin; from < context; from += SPAN) {
@@ -143,25 +160,42 @@ struct Item {
             for (int b = 0; b < blocks_here; b++) {
                 const int64_t block = table[from / BS + b];
                 const T* src = keys + (block * kv_heads + kv_head) * D * BS;
+                if (few) {
+                    prefetch(from / BS + b + 1, context);
+                    score_rows<D>(q, src, p + b * BS, rows);
+                    continue;
+                }
                 for (int d = 0; d < D; d++) store16(key + d * BS, load16(src + d * BS));
-                int r = 0;
-                for (; r + 8 <= rows; r += 8) score_block<8, D>(q + r * D, key, p + r * SPAN + b * BS);
-                for (; r + 3 <= rows; r += 3) score_block<3, D>(q + r * D, key, p + r * SPAN + b * BS);
-                for (; r < rows; r++) score_block<1, D>(q + r * D, key, p + r * SPAN + b * BS);
+                score_rows<D>(q, key, p + b * BS, rows);
                 const T* vsrc = values + (block * kv_heads + kv_head) * BS * D;
                 const int valid = keys_here - b * BS < BS ? keys_here - b * BS : BS;
                 for (int i = 0; i < valid * D; i += 16) store16(value + b * BS * D + i, load16(vsrc + i));
             }
             softmax(rows, group, from, keys_here, blocks_here, p, acc, top, total);
-            int r = 0;
-            for (; r + 6 <= rows; r += 6) weigh_all<6, D>(p + r * SPAN, value, keys_here, acc + r * D);
-            for (; r + 3 <= rows; r += 3) weigh_all<3, D>(p + r * SPAN, value, keys_here, acc + r * D);
-            for (; r < rows; r++) weigh_all<1, D>(p + r * SPAN, value, keys_here, acc + r * D);
+            if (!few) {
+                weigh_rows<D>(p, value, keys_here, acc, rows);
+                continue;
+            }
+            for (int b = 0; b < blocks_here; b++) {
+                const int64_t block = table[from / BS + b];
+                const int valid = keys_here - b * BS < BS ? keys_here - b * BS : BS;
+                weigh_rows<D>(p + b * BS, values + (block * kv_heads + kv_head) * BS * D, valid, acc, rows);
+            }
         }
         for (int r = 0; r < rows; r++) {
             const float inverse = 1.0f / total[r];
             T* dst = const_cast<T*>(row(out, r, group));
             for (int d = 0; d < D; d += 16) store16(dst + d, load16(acc + r * D + d) * inverse);
+        }
+    }
+
+    // blocks lie anywhere: ask for the next one's keys and values while this one is worked on
+    void prefetch(int next, int context) const {
+        if (next * BS >= context) return;
+        const int64_t at = ((int64_t)table[next] * kv_heads + kv_head) * D * BS;
+        for (int i = 0; i < D * BS; i += 64 / (int)sizeof(T)) {
+            __builtin_prefetch(keys + at + i);
+            __builtin_prefetch(values + at + i);
         }
     }
 

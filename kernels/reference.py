@@ -33,7 +33,12 @@ def attend(
         rows = slice(starts[s], starts[s + 1])
         used = -(-int(plan.context_lens[s]) // BLOCK_SIZE)
         out[rows] = _attend_rows(
-            query[rows].unsqueeze(0), cache, plan.block_tables[s : s + 1, :used], plan.context_lens[s : s + 1], scale, window
+            query[rows].unsqueeze(0),
+            cache,
+            plan.block_tables[s : s + 1, :used],
+            plan.context_lens[s : s + 1],
+            scale,
+            window,
         ).squeeze(0)
     return out
 
