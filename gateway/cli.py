@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Sequence
@@ -136,33 +137,39 @@ def demo(host: str | None, port: int | None, data: str | None, config_path: Path
     An empty data directory is filled with it first; one that holds documents is served as it is.
     """
     config = _load(config_path, data, server__host=host, server__port=port)
-    from gateway.desk import open_library
-    from gateway.reporting import Progress
+    from gateway.desk import in_daemon_thread
     from gateway.serving import address_of, bind, leave
     from gateway.serving import serve as run
-    from retrieval import SAMPLE_COLLECTION, sample_documents
 
     sock = bind(config.server.host, config.server.port)
     address = address_of(sock)
+    # In a thread that ends: the OpenMP threads of the main one would stay, and the engine wants all cores.
+    total = asyncio.run(in_daemon_thread(lambda: _fill_with_sample(config)))
+    click.echo(f"refdesk: {total} documents in {config.data_dir}; loading the model")
+
+    def announce() -> None:
+        click.echo(
+            f"refdesk: ready. Open {address} or ask from a terminal:\n\n"
+            f"  curl -N {address}/v1/answers -H 'Content-Type: application/json' \\\n"
+            """    -d '{"question": "What does the with statement do?", "stream": true}'\n"""
+        )
+
+    run(config, sock, on_ready=announce)
+    leave(0)
+
+
+def _fill_with_sample(config: Config) -> int:
+    """Put the sample corpus into an empty library; the number of documents in it then."""
+    from gateway.desk import open_library
+    from gateway.reporting import Progress
+    from retrieval import SAMPLE_COLLECTION, sample_documents
+
     with open_library(config) as library:
-        _, total = library.documents(limit=1)
-        if not total:
+        if not library.documents(limit=1)[1]:
             click.echo("refdesk: putting the Python manual's topics into the library")
             with Progress() as progress:
                 library.ingest_documents(sample_documents(), collection=SAMPLE_COLLECTION, progress=progress)
-            _, total = library.documents(limit=1)
-        click.echo(f"refdesk: {total} documents in {config.data_dir}; loading the model")
-        library.warm()
-
-        def announce() -> None:
-            click.echo(
-                f"refdesk: ready. Open {address} or ask from a terminal:\n\n"
-                f"  curl -N {address}/v1/answers -H 'Content-Type: application/json' \\\n"
-                """    -d '{"question": "What does the with statement do?", "stream": true}'\n"""
-            )
-
-        run(config, sock, library=library, on_ready=announce)
-    leave(0)
+        return library.documents(limit=1)[1]
 
 
 @refdesk.command()

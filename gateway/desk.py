@@ -15,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
+
 from gateway.config import Config
 from gateway.errors import NotReady, ShuttingDown
 from gateway.metering import Metrics
-from inference import Backend, open_backend
+from inference import Backend, EngineConfig, open_backend
 from retrieval import Library
 
 logger = logging.getLogger(__name__)
@@ -112,10 +114,7 @@ class Desk:
 
     def open(self) -> None:
         """Begin to open what wasn't handed in."""
-        if self._owns_library and self._library is None:
-            self._opening.append(asyncio.create_task(self._open("_library", self._open_library)))
-        if self._owns_backend and self._backend is None:
-            self._opening.append(asyncio.create_task(self._open("_backend", self._open_backend)))
+        self._opening.append(asyncio.create_task(self._open_all()))
 
     async def close(self) -> None:
         for task in self._opening:
@@ -145,6 +144,14 @@ class Desk:
             return ShuttingDown()
         return NotReady(f"still loading: {', '.join(self.lacking())}; /health/ready says when")
 
+    async def _open_all(self) -> None:
+        # One after the other: loading is bound by the interpreter, and two threads that import transformers at
+        # once can find it half imported.
+        if self._owns_library and self._library is None:
+            await self._open("_library", self._open_library)
+        if self._owns_backend and self._backend is None and self.failure is None:
+            await self._open("_backend", self._open_backend)
+
     async def _open(self, name: str, opener: Callable[[], Any]) -> None:
         try:
             opened = await in_daemon_thread(opener)
@@ -158,7 +165,10 @@ class Desk:
             self.on_ready()
 
     def _open_library(self) -> Library:
-        library = open_library(self.config)
+        # Beside our engine the embedder works alone: a second team of OpenMP threads makes more threads than
+        # cores, at which libgomp stops spinning between operations and a decode step takes half as long again.
+        beside_engine = isinstance(self.config.backend, EngineConfig)
+        library = open_library(self.config, threads=1 if beside_engine else None)
         try:
             library.warm()
         except BaseException:
@@ -170,9 +180,14 @@ class Desk:
         return open_backend(self.config.backend)
 
 
-def open_library(config: Config) -> Library:
-    """The library in the data directory.  Takes seconds; raises `retrieval.RetrievalError`."""
-    return Library.open(config.data_dir, settings=config.retrieval)
+def open_library(config: Config, *, threads: int | None = None) -> Library:
+    """The library in the data directory, its embedder on `threads` cores unless the configuration says how many.
+
+    Takes seconds; raises `retrieval.RetrievalError`."""
+    settings = config.retrieval
+    if settings.threads is None:
+        settings = msgspec.structs.replace(settings, threads=threads)
+    return Library.open(config.data_dir, settings=settings)
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.answering import answer
 from gateway.config import Config
-from gateway.desk import Desk
+from gateway.desk import Desk, in_daemon_thread
 from gateway.identity import request_id
 from gateway.wire import AnswerRequest
 from inference import open_backend
@@ -36,7 +36,7 @@ async def _answer(
     asked: Any,
     names: dict[type, str],
 ) -> None:
-    backend = open_backend(config.backend)
+    backend = await in_daemon_thread(lambda: open_backend(config.backend))
     desk = Desk(config, library=library, backend=backend)
     try:
         async with aclosing(answer(desk, asked(data, desk, request_id({})))) as events:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048
 # What uvicorn waits beyond our own deadline before it cancels what is left.
 GRACE_SECONDS = 1.5
+SWITCH_SECONDS = 0.0005
 
 
 class BindError(Exception):
@@ -112,7 +113,14 @@ def serve(
         server.should_exit = True
 
     desk.on_failure = fail
-    desk.on_ready = on_ready
+
+    def ready() -> None:
+        # The engine lets go of the interpreter hundreds of times a step; by default it would wait up to 5 ms to get
+        # it back each time that the event loop is busy.  Not before: loading is two threads that only compute.
+        sys.setswitchinterval(SWITCH_SECONDS)
+        on_ready()
+
+    desk.on_ready = ready
     asyncio.run(server.serve(sockets=[sock]))
     if desk.failure is not None:
         raise desk.failure

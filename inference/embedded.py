@@ -32,8 +32,8 @@ class EmbeddedBackend:
 
     def __init__(self, config: EngineConfig):
         started = time.perf_counter()
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        threads = config.threads or cores()
+        torch.set_num_threads(threads)
         checkpoint = open_checkpoint(config.model)
         shape = checkpoint.config
         self._encoder = PromptEncoder(load_tokenizer(checkpoint.path))
@@ -61,7 +61,7 @@ class EmbeddedBackend:
             text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),
             clock=time.monotonic,
         )
-        self._thread = EngineThread(core)
+        self._thread = EngineThread(core, threads)
         self._running = Running()
         self._seeds = itertools.count(int.from_bytes(os.urandom(4), "little"))
         self.capabilities = Capabilities(
@@ -151,6 +151,11 @@ class EmbeddedBackend:
     def _end_of_turn(self) -> frozenset[int]:
         eos = self._encoder.tokenizer.token_to_id("<|im_end|>")
         return frozenset() if eos is None else frozenset({eos})
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_dtype(wanted: str) -> torch.dtype:

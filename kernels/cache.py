@@ -25,9 +25,10 @@ class LayerCache(NamedTuple):
 
     @classmethod
     def empty(cls, blocks: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str = "cpu") -> LayerCache:
+        """Not initialised: nothing is read before it is written, and memory is taken as blocks are first used."""
         return cls(
-            torch.zeros(blocks, kv_heads, head_dim, BLOCK_SIZE, dtype=dtype, device=device),
-            torch.zeros(blocks, kv_heads, BLOCK_SIZE, head_dim, dtype=dtype, device=device),
+            torch.empty(blocks, kv_heads, head_dim, BLOCK_SIZE, dtype=dtype, device=device),
+            torch.empty(blocks, kv_heads, BLOCK_SIZE, head_dim, dtype=dtype, device=device),
         )
 
 

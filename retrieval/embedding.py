@@ -38,8 +38,10 @@ class Embedder(Protocol):
 class SentenceTransformerEmbedder:
     """A sentence-transformers model, found at once but imported and loaded at first use (seconds)."""
 
-    def __init__(self, model: str = "minilm"):
-        """`model`: "minilm", a folder, or a Hugging Face id.  Raises EmbedderMissing when it can't be there."""
+    def __init__(self, model: str = "minilm", threads: int | None = None):
+        """`model`: "minilm", a folder, or a Hugging Face id.  `threads`: cores for one call, torch's default
+        where None.  Raises EmbedderMissing when the model can't be there."""
+        self._threads = threads
         self._location, self.name = _locate(model)
         self._model: Any = None
         self._tokenizer: Any = None
@@ -51,6 +53,7 @@ class SentenceTransformerEmbedder:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         model = self._loaded()
+        self._limit_threads()
         vectors = model.encode(
             list(texts),
             batch_size=max(1, len(texts)),
@@ -66,6 +69,13 @@ class SentenceTransformerEmbedder:
             if self._tokenizer is None:
                 self._tokenizer = self._own_tokenizer()
             return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _limit_threads(self) -> None:
+        """torch keeps this number for each thread that calls it."""
+        if self._threads is not None:
+            import torch
+
+            torch.set_num_threads(self._threads)
 
     def _own_tokenizer(self) -> Any:
         from tokenizers import Tokenizer
@@ -90,6 +100,7 @@ class SentenceTransformerEmbedder:
 
     def _load(self) -> Any:
         try:
+            self._limit_threads()
             from sentence_transformers import SentenceTransformer
             from transformers.utils import logging as transformers_logging
 

@@ -72,7 +72,7 @@ class Library:
         """
         settings = settings or RetrievalSettings()
         data_dir = Path(data_dir)
-        shared = SharedEmbedder(embedder or SentenceTransformerEmbedder(settings.embedder))
+        shared = SharedEmbedder(embedder or SentenceTransformerEmbedder(settings.embedder, settings.threads))
         lock = DirectoryLock(data_dir)
         try:
             store = Store(data_dir)

@@ -12,6 +12,7 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `relevance_floor`: the best cosine below which a search counts as "nothing answers this";
     `python -m loadtests.retrieval_floor` shows the trade.  `support_floor`: the cosine from which a
     sentence counts as support for a statement.
+    `threads`: cores that the embedder may use; torch's default where None.
     """
 
     embedder: str = "minilm"
@@ -24,4 +25,5 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     relevance_floor: float = 0.4
     support_floor: float = 0.6
     sentence_cache: int = 32_768
+    threads: int | None = None
     max_file_bytes: int = 64 * 1024 * 1024

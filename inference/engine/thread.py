@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import torch
+
 from inference.backend import Usage
 from inference.engine.core import EngineCore, Output
 from inference.errors import BackendError, GenerationFailed, Unavailable
@@ -50,8 +52,10 @@ class EngineThread:
     `submit` is called on the event loop that will read the mailbox.
     """
 
-    def __init__(self, core: EngineCore):
+    def __init__(self, core: EngineCore, compute_threads: int | None = None):
+        """`compute_threads`: cores that a step may use; torch's default where None."""
         self.core = core
+        self._compute_threads = compute_threads
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._mailboxes: dict[str, tuple[asyncio.AbstractEventLoop, Mailbox]] = {}
         self._heartbeat = time.monotonic()
@@ -117,6 +121,8 @@ class EngineThread:
     def _run(self) -> None:
         error = None
         try:
+            if self._compute_threads:  # a setting of each thread, so it is made in the one that computes
+                torch.set_num_threads(self._compute_threads)
             while self._obey():
                 self._heartbeat = time.monotonic()
                 self._deliver(self.core.step())

@@ -123,10 +123,17 @@ class GgufCheckpoint(Checkpoint):
 
     def __init__(self, path: Path):
         import gguf
+        import numpy as np
+
+        class Reader(gguf.GGUFReader):
+            def _get(self, *args, **kwargs):
+                if isinstance(self.data, np.memmap):  # the same memory without the subclass: twice as fast
+                    self.data = self.data.view(np.ndarray)
+                return super()._get(*args, **kwargs)
 
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
+            reader = Reader(path)
             # the vocabulary is a hundred thousand strings that only the tokenizer needs
             fields = {
                 name: field.contents() if len(field.data) < 1000 else field.data

@@ -38,6 +38,12 @@ class ModelConfig:
     windowed_layers: tuple[bool, ...] = ()
     eos_token_ids: tuple[int, ...] = field(default=())
 
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all layers' projections, embeddings and head not counted."""
+        attention = (2 * self.heads + 2 * self.kv_heads) * self.head_dim
+        return self.layers * self.hidden_size * (attention + 3 * self.intermediate_size)
+
     def window_of(self, layer: int) -> int | None:
         if self.sliding_window is None or (self.windowed_layers and not self.windowed_layers[layer]):
             return None

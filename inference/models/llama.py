@@ -13,8 +13,11 @@ import torch.nn.functional as F
 import kernels
 from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelError
-from inference.models.linear import Linear
+from inference.models.linear import Linear, float32_is_faster
 from inference.models.rotary import Rotary
+
+
+WIDE_PARAMETERS = 500_000_000  # larger models don't get a float32 copy of their weights (2 GB at this size)
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class Llama:
         self.dtype = dtype
         self._scale = config.head_dim**-0.5
 
+        wide_float32 = dtype == torch.bfloat16 and config.linear_parameters <= WIDE_PARAMETERS and float32_is_faster()
+
         def weight(name: str, kind: str = "weight") -> torch.Tensor | None:
             tensor = checkpoint.tensor(f"{name}.{kind}")
             return None if tensor is None else tensor.to(dtype)
@@ -51,7 +56,8 @@ class Llama:
         def linear(*names: str) -> Linear:
             biases = [weight(name, "bias") for name in names]
             has_bias = any(bias is not None for bias in biases)
-            return Linear(torch.cat([need(name) for name in names]), torch.cat(biases) if has_bias else None)
+            weights = torch.cat([need(name) for name in names])
+            return Linear(weights, torch.cat(biases) if has_bias else None, wide_float32)
 
         self.embedding = need("model.embed_tokens")
         self.layers = []

@@ -34,7 +34,7 @@ def opened(library, backend, monkeypatch) -> FakeLibrary:
     """Commands that open the library or the model get these."""
     for module in (desk_module, inprocess):
         monkeypatch.setattr(module, "open_backend", lambda config: backend)
-    monkeypatch.setattr(desk_module, "open_library", lambda config: library)
+    monkeypatch.setattr(desk_module, "open_library", lambda config, **_: library)
     return library
 
 
@@ -92,7 +92,7 @@ def test_a_port_in_use_is_named_before_anything_is_loaded(capsys, monkeypatch):
 
 
 def test_a_data_directory_in_use_is_named(capsys, monkeypatch, tmp_path, backend):
-    def taken(config):
+    def taken(config, **_):
         raise StoreInUse(tmp_path)
 
     monkeypatch.setattr(desk_module, "open_library", taken)
