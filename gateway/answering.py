@@ -130,7 +130,8 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     hints: Sequence[Quote] = []
     if not refused:
         hints = await desk.read(library.quotes, ask.question, passages, count=max(settings.quotes, shape.hints))
-        prompt, passages, hints = await _fit(backend, ask, shape, passages, hints)
+        prompt, read = await _fit(backend, ask, shape, passages[: settings.reads], hints[: shape.hints])
+        given, passages = _given_first(passages, read, hints[: shape.hints])
     retrieval_ms = _ms(time.perf_counter() - clock.arrived)
     desk.metrics.retrieval.observe(retrieval_ms / 1000)
     yield Sources(
@@ -149,7 +150,7 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         return
 
     said: list[str] = []
-    markers, guard, opening = MarkerFilter(len(passages)), RepetitionGuard(), Opening(prompt.reply_prefix)
+    markers, guard, opening = MarkerFilter(len(given)), RepetitionGuard(), Opening(prompt.reply_prefix)
     finished = Finished("abort", Usage(0, 0))
     try:
         async with aclosing(
@@ -179,7 +180,7 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     if rest:
         said.append(rest)
         yield Delta(rest)
-    yield await _grounds(desk, "".join(said), prompt, passages)
+    yield await _grounds(desk, "".join(said), prompt, given)
     usage = finished.usage
     desk.metrics.count_usage(usage)
     desk.metrics.answers.labels("answered").inc()
@@ -212,7 +213,7 @@ class Opening:
             return ""
         self._begun = True
         begun = "" if "\n" in self._blank else self._prefix
-        space = self._blank if begun and not begun[-1:].isspace() else ""
+        space = " " if begun and not begun[-1:].isspace() else ""
         return begun + space + text[len(blank) :]
 
 
@@ -265,14 +266,22 @@ def _search_text(ask: Ask) -> str:
     return f"{before[-1]}\n{ask.question}" if before else ask.question
 
 
+def _given_first(
+    passages: Sequence[Passage], read: Sequence[Passage], hints: Sequence[Quote]
+) -> tuple[Sequence[Passage], Sequence[Passage]]:
+    """(what the model was given, whole or by a sentence; all passages, these first): only they may be cited, so
+    they are the first of the sources and a marker counts alike in both."""
+    known = {passage.passage_id for passage in read} | {hint.passage_id for hint in hints}
+    given = [passage for passage in passages if passage.passage_id in known]
+    return given, [*given, *(passage for passage in passages if passage.passage_id not in known)]
+
+
 async def _fit(
     backend: Backend, ask: Ask, shape: PromptShape, passages: Sequence[Passage], hints: Sequence[Quote]
-) -> tuple[ChatPrompt, Sequence[Passage], Sequence[Quote]]:
+) -> tuple[ChatPrompt, Sequence[Passage]]:
     """The prompt with as many of the best passages as the model's context holds, one at least."""
     limit = backend.capabilities.max_context_tokens
     while True:
-        kept = {passage.passage_id for passage in passages}
-        hints = [hint for hint in hints if hint.passage_id in kept]
         prompt = compose(
             shape,
             ask.question,
@@ -283,14 +292,14 @@ async def _fit(
             capabilities=backend.capabilities,
         )
         if limit is None or len(passages) == 1:
-            return prompt, passages, hints
+            return prompt, passages
         # A token is at least a byte, so a prompt of few bytes need not be counted.
         room = limit - ask.sampling.max_tokens
         if sum(len(message.text.encode()) for message in prompt.messages) + 64 <= room:
-            return prompt, passages, hints
+            return prompt, passages
         tokens = await backend.count_tokens(prompt)
         if tokens is None or tokens <= room:
-            return prompt, passages, hints
+            return prompt, passages
         passages = passages[:-1]
 
 

@@ -20,7 +20,8 @@ import msgspec
 from inference import Capabilities, ChatPrompt, Message, Segment
 from retrieval import Passage, Quote
 
-REPLY_PREFIX = "According to the document, "
+# No blank at the end: to a model whose tokens begin with their blank, one that stands alone is the end of a line.
+REPLY_PREFIX = "According to the document,"
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +54,13 @@ SHAPES: dict[str, PromptShape] = {
     "begun": PromptShape(system=SYSTEM, reply_prefix=REPLY_PREFIX),
     "hinted": PromptShape(system=SYSTEM, hints=3, hint_intro=HINT_INTRO),
     "quoted": PromptShape(system=SYSTEM, hints=3, hint_intro=HINT_INTRO, reply_prefix=REPLY_PREFIX),
+    "listed": PromptShape(
+        system=SYSTEM,
+        hints=3,
+        hint_intro=HINT_INTRO,
+        question="Question: {question}\nAnswer with the sentences above.",
+        reply_prefix="According to the document:",
+    ),
 }
 
 

@@ -62,14 +62,17 @@ class ServerConfig(Section):
 
 
 class AnswersConfig(Section):
-    """How an answer is made.  `top_k` passages go into the prompt, in the shape `prompt` (see `gateway.composing`);
+    """How an answer is made.  `top_k` passages are the sources; the model reads the best `reads` of them, in a prompt
+    of the shape `prompt` (see `gateway.composing`).  The defaults are measured for the default model, which is so
+    small that more than one passage confuses it: raise `reads` with a larger model.
     `quotes` closest sentences lead the reply; `max_tokens` and `temperature` hold where a request has none."""
 
     top_k: Annotated[int, Meta(ge=1, le=20)] = 4
-    max_tokens: Annotated[int, Meta(ge=1, le=8192)] = 256
+    reads: Annotated[int, Meta(ge=1, le=20)] = 1
+    max_tokens: Annotated[int, Meta(ge=1, le=8192)] = 128
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     quotes: Annotated[int, Meta(ge=0, le=10)] = 2
-    prompt: str = "quoted"
+    prompt: str = "listed"
 
 
 class Config(Section):

@@ -16,7 +16,6 @@ from inference.models.config import ModelError
 from inference.models.linear import Linear, float32_is_faster
 from inference.models.rotary import Rotary
 
-
 WIDE_PARAMETERS = 500_000_000  # larger models don't get a float32 copy of their weights (2 GB at this size)
 
 

@@ -10,7 +10,7 @@ import uvicorn
 from litestar.testing import TestClient
 
 from gateway.app import create_app
-from gateway.config import Config, ServerConfig
+from gateway.config import AnswersConfig, Config, ServerConfig
 from gateway.serving import Server, address_of, bind
 from tests.gateway.fakes import FakeBackend, FakeLibrary
 
@@ -34,7 +34,10 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def config() -> Config:
-    return Config(server=ServerConfig(drain_seconds=0.5, max_upload_mb=1, max_question_characters=200))
+    return Config(
+        server=ServerConfig(drain_seconds=0.5, max_upload_mb=1, max_question_characters=200),
+        answers=AnswersConfig(prompt="quoted", reads=4, max_tokens=256),
+    )
 
 
 @pytest.fixture

@@ -118,14 +118,14 @@ def test_a_follow_up_is_searched_with_the_question_before_it(client, library):
 
 def test_only_as_many_passages_as_the_context_holds(library, backend):
     backend.capabilities = Capabilities(model="fake", counts_tokens=True, max_context_tokens=140)
-    settings = AnswersConfig(max_tokens=50, prompt="plain")
+    settings = AnswersConfig(max_tokens=50, prompt="plain", reads=4)
     with TestClient(create_app(Config(answers=settings), library=library, backend=backend)) as client:
         question = {"question": "primed pump valve pressure ladders inspected"}
-        answer = client.post("/v1/answers", json=question).json()
-        assert len(answer["sources"]) == 3
+        client.post("/v1/answers", json=question)
         backend.capabilities = msgspec.structs.replace(backend.capabilities, max_context_tokens=100)
-        answer = client.post("/v1/answers", json=question).json()
-        assert len(answer["sources"]) == 1
+        client.post("/v1/answers", json=question)
+        read = [[s for m in r.prompt.messages for s in m.segments if s.kind == "document"] for r in backend.requests]
+        assert [len(documents) for documents in read] == [3, 1]
 
 
 @pytest.mark.parametrize(
@@ -190,3 +190,15 @@ def test_search_needs_no_model(client, backend):
     assert found["relevant"]
     assert set(found) == {"request_id", "passages", "relevant", "facets", "timings"}
     assert backend.requests == []
+
+
+def test_the_model_reads_the_best_passages_and_only_what_it_was_given_is_cited(library, backend):
+    settings = AnswersConfig(prompt="plain", reads=1)
+    with TestClient(create_app(Config(answers=settings), library=library, backend=backend)) as client:
+        answer = client.post("/v1/answers", json=QUESTION).json()
+    [prompt] = [request.prompt for request in backend.requests]
+    documents = [s.document_id for m in prompt.messages for s in m.segments if s.kind == "document"]
+    assert documents == [answer["sources"][0]["passage_id"]]
+    assert len(answer["sources"]) > 1
+    assert {citation["passage_id"] for citation in answer["citations"]} <= set(documents)
+    assert all(citation["marker"] == 1 for citation in answer["citations"])

@@ -140,7 +140,7 @@ def test_ask_in_this_process(capsys, opened):
     code, out, _ = run(capsys, "ask", QUESTION)
     assert code == 0
     assert out.startswith("  “The pump must be primed before starting.” [1]\n")
-    assert "According to the document, The pump must be primed before starting [1]." in out
+    assert "The pump must be primed before starting [1]." in out
     assert "*[1] Pumps  (Pumps.txt)" in out
     assert opened.closed
 

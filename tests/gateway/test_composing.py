@@ -69,7 +69,7 @@ def test_history_and_instructions_stand_between_documents_and_question(passages)
 def test_the_reply_is_begun_only_where_the_backend_can_continue_it(passages):
     begun = compose(SHAPES["quoted"], "When?", passages, capabilities=CONTINUES)
     plain = compose(SHAPES["quoted"], "When?", passages, capabilities=Capabilities(model="m"))
-    assert begun.reply_prefix == "According to the document, "
+    assert begun.reply_prefix == "According to the document,"
     assert plain.reply_prefix == ""
 
 

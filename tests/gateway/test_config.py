@@ -54,7 +54,7 @@ def test_the_file_in_the_data_directory_is_found(tmp_path):
         ("[backend]\nkind = 'openai'\nmodel = 'm'", {}, ["backend.base_url is missing"]),
         ("[backend]\nmodell = 'm'", {}, ["backend.modell", "kind, model"]),
         ("[retrieval]\nfloor = 1", {}, ["retrieval.floor", "relevance_floor"]),
-        ("[answers]\nprompt = 'odd'", {}, ["answers.prompt", "'odd'", "plain, begun, hinted, quoted"]),
+        ("[answers]\nprompt = 'odd'", {}, ["answers.prompt", "'odd'", "plain, begun, hinted, quoted, listed"]),
         ("server = 1", {}, ["server"]),
         ("=", {}, ["not valid TOML"]),
         ("", {"REFDESK_SERVER__PORT": "x"}, ["REFDESK_SERVER__PORT", "server.port", "int"]),
