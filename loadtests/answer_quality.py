@@ -6,7 +6,8 @@
 CLAPnq's passages are ingested, a server is started over them, and its questions go to POST /v1/answers: search,
 quotes and answer are judged end to end, a refusal counts 0.  The score is SQuAD's (Rajpurkar et al., EMNLP 2016):
 lower case, no punctuation, no articles, best over the answers.  Prompt shapes are compared on the even questions
-and confirmed on the odd ones.  Writes answer_quality.md and .json.
+and confirmed on the odd ones.  Writes answer_quality.md and .json, or prompt_shapes.md
+and .json where several are compared.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, default=CLAPNQ, help="folder of CLAPnq in BEIR layout")
     arguments.add_argument("--shapes", default=AnswersConfig().prompt, help=f"any of {','.join(SHAPES)}, or all")
     arguments.add_argument("--half", choices=["all", "even", "odd"], default="all")
+    arguments.add_argument("--limit", type=int, help="only that many questions")
     arguments.add_argument("--out", type=Path, default=RESULTS)
     options = arguments.parse_args()
     if not options.data.exists():
@@ -165,6 +167,7 @@ def main() -> None:
     answerable = [question for question in load_questions(options.data) if question.answerable]
     if options.half != "all":
         answerable = answerable[options.half == "odd" :: 2]
+    answerable = answerable[: options.limit]
     scores = []
     with tempfile.TemporaryDirectory() as folder:
         with Library.open(Path(folder)) as library:
@@ -181,9 +184,10 @@ def main() -> None:
     command = shlex.join(["python", "-m", "loadtests.answer_quality", *sys.argv[1:]])
     environment = report.environment()
     record = {"command": command, "scores": [structs.asdict(s) for s in scores], "environment": environment}
-    (options.out / "answer_quality.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    name = "prompt_shapes" if "," in options.shapes or options.shapes == "all" else "answer_quality"
+    (options.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    (options.out / "answer_quality.md").write_text(
+    (options.out / f"{name}.md").write_text(
         f"# Answers on CLAPnq's answerable questions\n\n`{command}`, commit {environment['commit']}; {versions}\n\n"
         f"Bars: quotes 0.50, answers 0.42 over all 150 questions.\n\n{table(scores)}\n",
         encoding="utf-8",
