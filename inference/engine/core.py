@@ -203,9 +203,9 @@ class EngineCore:
 
     @property
     def slots(self) -> tuple[int, int]:
-        """(used, allocated) cache slots of all running requests, shared blocks counted once."""
+        """(used, allocated) cache slots of all running requests, shared blocks counted once.  From any thread."""
         owned: dict[int, int] = {}
-        for sequence in self.scheduler.running.values():
+        for sequence in list(self.scheduler.running.values()):  # a copy: the engine may be in the middle of a step
             for i, block in enumerate(sequence.blocks):
                 owned[block] = max(owned.get(block, 0), min(BLOCK_SIZE, sequence.computed - i * BLOCK_SIZE))
         return sum(owned.values()), len(owned) * BLOCK_SIZE

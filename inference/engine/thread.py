@@ -82,6 +82,9 @@ class EngineThread:
                 self._deliver([Output(request_id, finish="abort", error=GenerationFailed(str(error)))])
 
         self._inbox.put(run)
+        if self._closed:  # it ended meanwhile, and may have answered its mailboxes before this one was there
+            self._mailboxes.pop(request_id, None)
+            raise Unavailable("the engine has stopped: the server is shutting down, or must be restarted")
         return mailbox
 
     def abort(self, request_id: str) -> None:

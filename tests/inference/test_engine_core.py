@@ -349,3 +349,21 @@ def test_a_seed_gives_the_same_draws_in_any_company():
     nucleus = {sample(logits[:1], [sequence(s, top_p=0.3)])[0] for s in range(300)}
     probabilities, order = logits[0].softmax(-1).sort(descending=True)
     assert nucleus == set(order[: int((probabilities.cumsum(-1) < 0.3).sum()) + 1].tolist())
+
+
+def test_slots_are_counted_while_the_engine_admits():
+    """/metrics looks from the event loop's thread: a request that is admitted meanwhile must not break it."""
+    core = make_core(blocks=200)
+    add(core, "a", prompt_of(40))
+    core.step()
+    first = core.scheduler.running["a"]
+
+    class Blocks(list):
+        def __iter__(self):
+            core.scheduler.running.setdefault("b", first)
+            return super().__iter__()
+
+    first.blocks = Blocks(first.blocks)
+    used, allocated = core.slots
+    assert 0 < used <= allocated
+    assert "b" in core.scheduler.running
