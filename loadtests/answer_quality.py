@@ -1,27 +1,31 @@
 """How good the answers are on real questions: token-F1 against what people wrote.
 
-    python -m loadtests.answer_quality                            the default prompt, all answerable questions
-    python -m loadtests.answer_quality --shapes plain,quoted      compare prompt shapes (gateway.composing)
+    python -m loadtests.answer_quality                                    CLAPnq, the default prompt
+    python -m loadtests.answer_quality --shapes all --half even           compare prompt shapes (gateway.composing)
+    python -m loadtests.answer_quality --shapes listed --reads 1,2,4      and how many passages the model reads
 
-CLAPnq's passages are ingested, a server is started over them, and its questions go to POST /v1/answers: search,
-quotes and answer are judged end to end, a refusal counts 0.  The score is SQuAD's (Rajpurkar et al., EMNLP 2016):
-lower case, no punctuation, no articles, best over the answers.  Prompt shapes are compared on the even questions
-and confirmed on the odd ones.  Writes answer_quality.md and .json, or prompt_shapes.md
-and .json where several are compared.
+The documents of a question set are ingested, a server is started over them, and its questions go to
+POST /v1/answers: search, quotes and answer are judged end to end, a refusal counts 0.  The score is SQuAD's
+(Rajpurkar et al., EMNLP 2016): lower case, no punctuation, no articles, best over the answers.  Variants are
+compared with the first one question by question, with the standard error of the mean difference; they are chosen
+on the even questions and confirmed on the odd ones.  Writes NAME.md and NAME.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import re
 import shlex
+import statistics
 import string
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,20 +36,9 @@ from tqdm import tqdm
 from gateway.composing import SHAPES
 from gateway.config import AnswersConfig
 from loadtests import report
+from loadtests.question_sets import SETS, Question
 from loadtests.run import RESULTS, served
 from retrieval import Library
-
-CLAPNQ = Path("../shared/data/clapnq")
-
-
-class Question(Struct, frozen=True):
-    """One question of the set; `answers` is empty where nothing in the corpus answers it."""
-
-    question_id: str
-    text: str
-    answerable: bool
-    answers: list[str]
-    gold_source: str | None  # the source of the passage that answers it
 
 
 class QuotesScore(Struct):
@@ -56,25 +49,6 @@ class QuotesScore(Struct):
     gold_at_1: float  # share of questions whose gold document is first
     gold_at_k: float
     words: float  # per reply
-
-
-def load_questions(folder: Path = CLAPNQ) -> list[Question]:
-    """CLAPnq's questions, in the file's order.  Raises FileNotFoundError."""
-    gold: dict[str, str] = {}
-    for line in (folder / "qrels.tsv").read_text().splitlines()[1:]:
-        query, document, _ = line.split("\t")
-        gold[query] = document
-    return [
-        Question(row["_id"], row["text"], row["answerable"], row["answers"], gold.get(row["_id"]))
-        for row in map(json.loads, (folder / "queries.jsonl").read_text().splitlines())
-    ]
-
-
-def corpus_documents(folder: Path = CLAPNQ) -> Iterator[tuple[str, str, str, str]]:
-    """CLAPnq's passages as documents for `Library.ingest_documents`."""
-    for line in (folder / "corpus.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        yield row["_id"], row["title"], row["text"], "text/plain"
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -111,16 +85,16 @@ def _f1(prediction: list[str], answer: list[str]) -> float:
 
 
 class ReplyScore(Struct):
-    """Means over the questions that one prompt shape answered."""
+    """What one variant made of the questions: means, and the F1 of each answer in their order."""
 
     shape: str
+    reads: int
     questions: str
-    count: int
     quotes_f1: float
-    answer_f1: float
     refused: float
     answer_words: float
     supported: float  # share of the answers without an unsupported sentence
+    answer_f1: list[float]
 
 
 def ask_all(url: str, questions: Sequence[Question], workers: int = 6) -> list[dict]:
@@ -135,76 +109,111 @@ def ask_all(url: str, questions: Sequence[Question], workers: int = 6) -> list[d
         return list(tqdm(pool.map(ask, questions), total=len(questions), disable=None))
 
 
-def score(shape: str, which: str, questions: Sequence[Question], replies: Sequence[dict]) -> ReplyScore:
-    def mean(values: Iterable[float]) -> float:
-        return sum(values) / max(1, len(replies))
-
+def score(shape: str, reads: int, which: str, questions: Sequence[Question], replies: Sequence[dict]) -> ReplyScore:
     pairs = list(zip(questions, replies, strict=True))
     return ReplyScore(
         shape=shape,
+        reads=reads,
         questions=which,
-        count=len(replies),
-        quotes_f1=mean(token_f1(" ".join(q["text"] for q in r["quotes"]), a.answers) for a, r in pairs),
-        answer_f1=mean(0.0 if r["refused"] else token_f1(r["answer"], a.answers) for a, r in pairs),
-        refused=mean(r["refused"] for r in replies),
-        answer_words=mean(len(r["answer"].split()) for r in replies),
-        supported=mean(not r["unsupported"] for r in replies),
+        quotes_f1=statistics.fmean(token_f1(" ".join(q["text"] for q in r["quotes"]), a.answers) for a, r in pairs),
+        refused=statistics.fmean(r["refused"] for r in replies),
+        answer_words=statistics.fmean(len(r["answer"].split()) for r in replies),
+        supported=statistics.fmean(not r["unsupported"] for r in replies),
+        answer_f1=[0.0 if r["refused"] else round(token_f1(r["answer"], a.answers), 4) for a, r in pairs],
     )
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
-        prog="python -m loadtests.answer_quality", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments.add_argument("--data", type=Path, default=CLAPNQ, help="folder of CLAPnq in BEIR layout")
-    arguments.add_argument("--shapes", default=AnswersConfig().prompt, help=f"any of {','.join(SHAPES)}, or all")
-    arguments.add_argument("--half", choices=["all", "even", "odd"], default="all")
-    arguments.add_argument("--limit", type=int, help="only that many questions")
-    arguments.add_argument("--out", type=Path, default=RESULTS)
-    options = arguments.parse_args()
-    if not options.data.exists():
-        sys.exit(f"answer_quality: no CLAPnq at {options.data}: give its folder with --data")
-    answerable = [question for question in load_questions(options.data) if question.answerable]
+    options = _options()
+    questions = SETS[options.set]
+    folder = options.data or questions.folder
+    if not folder.exists():
+        sys.exit(f"answer_quality: no {options.set} at {folder}: give its folder with --data")
+    answerable = [question for question in questions.questions(folder) if question.answerable]
     if options.half != "all":
         answerable = answerable[options.half == "odd" :: 2]
     answerable = answerable[: options.limit]
-    scores = []
-    with tempfile.TemporaryDirectory() as folder:
-        with Library.open(Path(folder)) as library:
-            library.ingest_documents(corpus_documents(options.data))
-        for shape in SHAPES if options.shapes == "all" else options.shapes.split(","):
-            os.environ["REFDESK_ANSWERS__PROMPT"] = shape
-            with served(Path(folder), None) as url:
+    halves = {"even": slice(0, None, 2), "odd": slice(1, None, 2)} if options.half == "all" else {}
+    scores: list[ReplyScore] = []
+    with tempfile.TemporaryDirectory() as data:
+        with Library.open(Path(data)) as library:
+            questions.ingest(library, folder)
+        for shape, reads in itertools.product(options.shapes, options.reads):
+            os.environ |= {"REFDESK_ANSWERS__PROMPT": shape, "REFDESK_ANSWERS__READS": str(reads)}
+            with served(Path(data), None) as url:
                 replies = ask_all(url, answerable)
-            if options.half == "all":
-                for which, part in (("even", slice(0, None, 2)), ("odd", slice(1, None, 2))):
-                    scores.append(score(shape, which, answerable[part], replies[part]))
-            scores.append(score(shape, options.half, answerable, replies))
-            print(table(scores), flush=True)
+            for which, part in (halves | {options.half: slice(None)}).items():
+                scores.append(score(shape, reads, which, answerable[part], replies[part]))
+            _write(options, scores)
+    print(table(scores))
+
+
+def _options() -> argparse.Namespace:
+    default = AnswersConfig()
+    arguments = argparse.ArgumentParser(
+        prog="python -m loadtests.answer_quality", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    arguments.add_argument("--set", choices=SETS, default="clapnq", help="which questions")
+    arguments.add_argument("--data", type=Path, help="folder of the set")
+    arguments.add_argument("--shapes", type=_shapes, default=[default.prompt], help=f"of {','.join(SHAPES)}; or all")
+    arguments.add_argument("--reads", type=_counts, default=[default.reads], help="answers.reads, such as 1,2,4")
+    arguments.add_argument("--half", choices=["all", "even", "odd"], default="all")
+    arguments.add_argument("--limit", type=int, help="only that many questions")
+    arguments.add_argument("--name", default="answer_quality", help="of the two files")
+    arguments.add_argument("--out", type=Path, default=RESULTS)
+    return arguments.parse_args()
+
+
+def _shapes(text: str) -> list[str]:
+    shapes = list(SHAPES) if text == "all" else text.split(",")
+    for shape in shapes:
+        if shape not in SHAPES:
+            raise argparse.ArgumentTypeError(f"{shape!r} is not a prompt shape; there are {', '.join(SHAPES)}")
+    return shapes
+
+
+def _counts(text: str) -> list[int]:
+    return [int(count) for count in text.split(",")]
+
+
+def _write(options: argparse.Namespace, scores: Sequence[ReplyScore]) -> None:
     command = shlex.join(["python", "-m", "loadtests.answer_quality", *sys.argv[1:]])
     environment = report.environment()
     record = {"command": command, "scores": [structs.asdict(s) for s in scores], "environment": environment}
-    name = "prompt_shapes" if "," in options.shapes or options.shapes == "all" else "answer_quality"
-    (options.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{options.name}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    (options.out / f"{name}.md").write_text(
-        f"# Answers on CLAPnq's answerable questions\n\n`{command}`, commit {environment['commit']}; {versions}\n\n"
-        f"Bars: quotes 0.50, answers 0.42 over all 150 questions.\n\n{table(scores)}\n",
+    bars = "Bars: quotes 0.50, answers 0.42 over all 150 questions.\n\n" if options.set == "clapnq" else ""
+    (options.out / f"{options.name}.md").write_text(
+        f"# Answers to the answerable questions of {options.set}\n\n"
+        f"`{command}`, commit {environment['commit']}; {versions}\n\n{bars}{table(scores)}\n",
         encoding="utf-8",
     )
 
 
 def table(scores: Sequence[ReplyScore]) -> str:
+    """Each variant beside the first one that answered the same questions."""
     lines = [
-        "| prompt shape | questions | F1 of the quotes | F1 of the answer | refused | words | all supported |",
-        "|---|---|---|---|---|---|---|",
+        "| prompt shape | passages read | questions | F1 of the quotes | F1 of the answer | against the first | "
+        "refused | words | all supported |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    first: dict[str, ReplyScore] = {}
     for s in scores:
+        base = first.setdefault(s.questions, s)
         lines.append(
-            f"| {s.shape} | {s.count} {s.questions} | {s.quotes_f1:.3f} | {s.answer_f1:.3f} | {s.refused:.3f} | "
-            f"{s.answer_words:.0f} | {s.supported:.2f} |"
+            f"| {s.shape} | {s.reads} | {len(s.answer_f1)} {s.questions} | {s.quotes_f1:.3f} | "
+            f"{statistics.fmean(s.answer_f1):.3f} | {'' if s is base else difference(s.answer_f1, base.answer_f1)} | "
+            f"{s.refused:.3f} | {s.answer_words:.0f} | {s.supported:.2f} |"
         )
     return "\n".join(lines)
+
+
+def difference(scores: Sequence[float], base: Sequence[float]) -> str:
+    """The mean of the paired differences and its standard error."""
+    differences = [a - b for a, b in zip(scores, base, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return f"{statistics.fmean(differences):+.3f} ± {error:.3f}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtests.answer_quality import CLAPNQ, corpus_documents, load_questions
+from loadtests.question_sets import CLAPNQ, clapnq_documents, clapnq_questions
 from retrieval import SAMPLE_COLLECTION, Library, RetrievalSettings, sample_documents
 
 ON_TOPIC = (
@@ -73,8 +73,8 @@ def main() -> None:
         if not (options.data / "corpus.jsonl").is_file():
             print(f"no CLAPnq under {options.data}: its curve is left out")
             return
-        library.ingest_documents(corpus_documents(options.data), "clapnq")
-        questions = load_questions(options.data)
+        library.ingest_documents(clapnq_documents(options.data), "clapnq")
+        questions = clapnq_questions(options.data)
         yes, no = (
             relevances(library, (q.text for q in questions if q.answerable is a), "clapnq") for a in (True, False)
         )

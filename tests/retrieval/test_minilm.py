@@ -63,11 +63,12 @@ def test_the_manual_answers_about_python_and_about_nothing_else(tmp_path: Path, 
 @pytest.mark.skipif(not CLAPNQ.is_dir(), reason="needs ../shared/data/clapnq")
 def test_quotes_answer_real_questions(tmp_path: Path, minilm: SentenceTransformerEmbedder):
     """A tenth of `python -m loadtests.answer_quality`, whose bar is 0.50 over the whole set."""
-    from loadtests.answer_quality import corpus_documents, load_questions, quotes_f1
+    from loadtests.answer_quality import quotes_f1
+    from loadtests.question_sets import clapnq_documents, clapnq_questions
 
-    questions = [question for question in load_questions() if question.answerable][::10]
+    questions = [question for question in clapnq_questions() if question.answerable][::10]
     gold = {question.gold_source for question in questions}
-    documents = list(corpus_documents())
+    documents = list(clapnq_documents())
     some = [each for each in documents if each[0] in gold] + [each for each in documents if each[0] not in gold][:40]
     with Library.open(tmp_path / "data", embedder=minilm) as library:
         library.ingest_documents(some)
