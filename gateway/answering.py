@@ -176,7 +176,7 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     finally:
         # Synchronous on purpose: when the client has gone, a clean-up that awaits may not get to run.
         backend.abort(ask.request_id)
-    rest = opening.feed(guard.feed(markers.finish()) + guard.finish())
+    rest = opening.feed(guard.feed(markers.finish()) + guard.finish(cut=finished.reason == "length"))
     if rest:
         said.append(rest)
         yield Delta(rest)

@@ -51,7 +51,7 @@ class Metrics:
         )  # fmt: skip
 
     def count_usage(self, usage: Usage) -> None:
-        self.prompt_tokens.inc(usage.prompt_tokens)
+        self.prompt_tokens.inc(usage.prompt_tokens or 0)
         self.cached_tokens.inc(usage.cached_tokens or 0)
         self.completion_tokens.inc(usage.completion_tokens)
 

@@ -141,7 +141,10 @@ class CompletionUsage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens_details: PromptTokensDetails | None
 
     @classmethod
-    def of(cls, usage: Usage) -> CompletionUsage:
+    def of(cls, usage: Usage) -> CompletionUsage | None:
+        """None where the prompt's length is not known: the format has no place for half a usage."""
+        if usage.prompt_tokens is None:
+            return None
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

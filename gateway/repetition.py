@@ -6,6 +6,9 @@ let through as soon as it differs, and dropped when it turns out to be the same.
 
 from __future__ import annotations
 
+import re
+
+_LONE_BULLET = re.compile(r"\s*(?:[-*•–—]|\d+[.)])?\s*")
 MIN_CHARACTERS = 24  # shorter sentences may well be said twice
 BULLETS = frozenset("-*•–—0123456789.)")
 
@@ -29,11 +32,12 @@ class RepetitionGuard:
             self._step(char, out)
         return "".join(out)
 
-    def finish(self) -> str:
-        """What was held back to the end, unless it is the beginning of a repetition."""
+    def finish(self, cut: bool = False) -> str:
+        """What was held back to the end, unless it is the beginning of a repetition; or, where the answer was `cut`
+        short, the bullet of an item that never came."""
         held = "" if self.repeating or len(self._sentence) >= MIN_CHARACTERS else "".join(self._held)
         self._held.clear()
-        return held
+        return "" if cut and _LONE_BULLET.fullmatch(held) else held
 
     def _step(self, char: str, out: list[str]) -> None:
         # "e.g." and "1." end no sentence.

@@ -74,9 +74,9 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageView(msgspec.Struct, frozen=True, kw_only=True):
-    """`cached_tokens` of the `prompt_tokens` were not computed again; null where the backend doesn't say."""
+    """`cached_tokens` of the `prompt_tokens` were not computed again; each null where the backend doesn't say."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = 0
     cached_tokens: int | None = None
     completion_tokens: int = 0
 

@@ -43,9 +43,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """`cached_tokens` of the `prompt_tokens` were read from the cache; None where a remote server doesn't say."""
+    """`cached_tokens` of the `prompt_tokens` were read from the cache; each None where a remote server doesn't say."""
 
-    prompt_tokens: int
+    prompt_tokens: int | None
     completion_tokens: int
     cached_tokens: int | None = None
 

@@ -34,7 +34,8 @@ class ScriptedConfig(
     """A backend that plays a script, for load tests and tests of everything around the model.
 
     `time_to_first_token` and `token_interval` are seconds; `length` is tokens (words) per answer.
-    `fail_before_first` / `fail_after_tokens` break the stream there.
+    `fail_before_first` / `fail_after_tokens` break the stream there.  `max_context_tokens` (words) refuses what is
+    longer.
     """
 
     model: str = "scripted"
@@ -43,6 +44,7 @@ class ScriptedConfig(
     length: int = 64
     fail_before_first: bool = False
     fail_after_tokens: int | None = None
+    max_context_tokens: int | None = None
 
 
 class OpenAIConfig(

@@ -160,7 +160,7 @@ class OpenAIBackend:
             self._metrics["requests_failed_total"] += 1
         elif outcome == "abort":
             self._metrics["requests_aborted_total"] += 1
-        self._metrics["prompt_tokens_total"] += stream.usage.prompt_tokens
+        self._metrics["prompt_tokens_total"] += stream.usage.prompt_tokens or 0
         self._metrics["completion_tokens_total"] += stream.usage.completion_tokens
         self._metrics["cached_tokens_total"] += stream.usage.cached_tokens or 0
 
@@ -300,8 +300,8 @@ class _Stream:
 
     @property
     def usage(self) -> Usage:
-        """As the server tells it; else our count of chunks, and 0 for the prompt."""
-        return self.told or Usage(0, self.tokens)
+        """As the server tells it; else our count of chunks, and nothing known of the prompt."""
+        return self.told or Usage(None, self.tokens)
 
     @property
     def full(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 from inference.backend import Capabilities, Finished, GenerationEvent, GenerationRequest, Health, TextDelta, Usage
 from inference.config import ScriptedConfig
-from inference.errors import GenerationFailed, Unavailable
+from inference.errors import GenerationFailed, PromptTooLong, Unavailable
 from inference.prompt import ChatPrompt, Prompt
 from inference.running import Run, Running
 
@@ -35,7 +35,12 @@ class ScriptedBackend:
         self._metrics = dict.fromkeys(
             ("requests_running", "requests_total", "requests_failed_total", "requests_aborted_total"), 0.0
         ) | {"prompt_tokens_total": 0.0, "completion_tokens_total": 0.0}
-        self.capabilities = Capabilities(model=config.model, continues_reply=True, counts_tokens=True)
+        self.capabilities = Capabilities(
+            model=config.model,
+            max_context_tokens=config.max_context_tokens,
+            continues_reply=True,
+            counts_tokens=True,
+        )
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         return self._play(request, self._running.open(request.request_id))
@@ -63,6 +68,9 @@ class ScriptedBackend:
         config, metrics = self._config, self._metrics
         fail_after = 0 if config.fail_before_first else config.fail_after_tokens
         prompt_tokens = _count_words(request.prompt)
+        needed = prompt_tokens + request.sampling.max_tokens
+        if config.max_context_tokens is not None and needed > config.max_context_tokens:
+            raise PromptTooLong(needed, config.max_context_tokens)
         deltas, reason, total_tokens = plan(request, config.length)
         metrics["requests_total"] += 1
         metrics["requests_running"] += 1

@@ -130,14 +130,16 @@ class EngineCore:
         if needed > self.pool.capacity * BLOCK_SIZE:
             raise PromptTooLong(needed, self.pool.capacity * BLOCK_SIZE, "KV cache")
 
-    def abort(self, request_id: str) -> Usage | None:
-        """Forget a request in whatever state it is and free its blocks; None for an unknown id."""
+    def abort(self, request_id: str) -> Output | None:
+        """Forget a request in whatever state it is and free its blocks; its last output, None for an unknown id."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return None
         self.scheduler.remove(sequence)
         self.counters.aborted_requests += 1
-        return Usage(sequence.prompt_tokens, sequence.generated, sequence.cached_tokens)
+        output = Output(request_id, finish="abort")
+        _account(sequence, output)
+        return output
 
     def step(self) -> list[Output]:
         """Advance every scheduled request; a failure is delivered to the requests of this step and to no others."""
@@ -187,8 +189,7 @@ class EngineCore:
     def _finish(self, sequence: Sequence, output: Output) -> None:
         del self._sequences[sequence.request_id]
         self.scheduler.remove(sequence)
-        output.usage = Usage(sequence.prompt_tokens, sequence.generated, sequence.cached_tokens)
-        output.queued_seconds = (sequence.scheduled or sequence.arrived) - sequence.arrived
+        _account(sequence, output)
         self.counters.finished_requests += 1
         self.counters.prompt_tokens += sequence.prompt_tokens
         self.counters.cached_tokens += sequence.cached_tokens
@@ -209,3 +210,9 @@ class EngineCore:
             for i, block in enumerate(sequence.blocks):
                 owned[block] = max(owned.get(block, 0), min(BLOCK_SIZE, sequence.computed - i * BLOCK_SIZE))
         return sum(owned.values()), len(owned) * BLOCK_SIZE
+
+
+def _account(sequence: Sequence, output: Output) -> None:
+    """What a request that ends has used and waited; the wait is None where it never ran."""
+    output.usage = Usage(sequence.prompt_tokens, sequence.generated, sequence.cached_tokens)
+    output.queued_seconds = None if sequence.scheduled is None else sequence.scheduled - sequence.arrived

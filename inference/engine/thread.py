@@ -94,8 +94,7 @@ class EngineThread:
         """
 
         def run(core: EngineCore) -> None:
-            usage = core.abort(request_id) or Usage(0, 0)
-            self._deliver([Output(request_id, finish="abort", usage=usage)])
+            self._deliver([core.abort(request_id) or _never_added(request_id)])
 
         if request_id in self._mailboxes:
             self._inbox.put(run)
@@ -136,8 +135,9 @@ class EngineThread:
         finally:
             self._closed = True
             for request_id in list(self._mailboxes):
-                usage = self.core.abort(request_id) or Usage(0, 0)
-                self._deliver([Output(request_id, finish="abort", usage=usage, error=error)])
+                output = self.core.abort(request_id) or _never_added(request_id)
+                output.error = error
+                self._deliver([output])
 
     def _obey(self) -> bool:
         """Carry out the commands that wait, or wait for one when there is nothing else to do; False to stop."""
@@ -169,6 +169,10 @@ class EngineThread:
                 for _, output in mail:
                     self._mailboxes.pop(output.request_id, None)
                     self.core.abort(output.request_id)
+
+
+def _never_added(request_id: str) -> Output:
+    return Output(request_id, finish="abort", usage=Usage(0, 0))
 
 
 def _put_all(mail: list[tuple[Mailbox, Output]]) -> None:

@@ -40,6 +40,14 @@ def test_a_loop_cut_by_the_token_limit_leaves_no_half_repetition():
     assert guarded(f"{RAISE} {RAISE[:-5]}") == (RAISE, False)
 
 
+@pytest.mark.parametrize(("text", "left"), [("One.\n-", "One."), ("One.\n 2.", "One."), ("One.\n-1", "One.\n-1")])
+def test_an_answer_cut_short_ends_in_no_lone_bullet(text: str, left: str):
+    guard = RepetitionGuard()
+    assert guard.feed(text) + guard.finish(cut=True) == left
+    guard = RepetitionGuard()
+    assert guard.feed(text) + guard.finish() == text
+
+
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(st.text(alphabet='ab. \n"', max_size=80), st.integers(1, 10))
 def test_cutting_the_stream_changes_nothing(text: str, size: int):

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from inference import EngineConfig, GenerationFailed, Overloaded, TextDelta, open_backend
+from inference import EngineConfig, GenerationFailed, Overloaded, TextDelta, Unavailable, open_backend
 from inference.models import ModelError
 from tests.inference.conformance import BackendConformance, Case, ask, chat, collect, eventually, nothing_runs, text_of
 from tests.inference.tiny import save_model
@@ -182,3 +182,38 @@ async def test_sampling_with_a_seed_repeats(backend):
         text_of((await collect(backend, ask(f"r{i}", seed=seed, **sampling)))[0]) for i, seed in enumerate([1, 1, 2])
     ]
     assert texts[0] == texts[1] != texts[2]
+
+
+async def test_a_request_handed_in_while_the_engine_ends_is_refused_not_forgotten(model_folder):
+    thread = open_tiny(model_folder)._thread
+    inbox, put = thread._inbox, thread._inbox.put
+
+    class Inbox:
+        """The engine ends between the look at it and the command's arrival."""
+
+        def put(self, command):
+            if command is not None:
+                thread.close()
+            put(command)
+
+        def __getattr__(self, name):
+            return getattr(inbox, name)
+
+    thread._inbox = Inbox()
+    with pytest.raises(Unavailable):
+        thread.submit("late", lambda core: None)
+    assert not thread._mailboxes
+
+
+async def test_an_aborted_request_tells_how_long_it_waited(model_folder):
+    backend = open_tiny(model_folder)
+    try:
+        async with aclosing(backend.generate(ask(max_tokens=400, ignore_eos=True))) as stream:
+            await anext(stream)
+            backend.abort("r1")
+            *_, finished = [event async for event in stream]
+        assert finished.reason == "abort"
+        assert finished.queued_seconds >= 0
+        assert finished.usage.completion_tokens > 0
+    finally:
+        await backend.close()

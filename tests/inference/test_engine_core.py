@@ -176,9 +176,13 @@ def test_abort_at_any_moment_frees_everything(steps):
     outputs = []
     for _ in range(steps):
         outputs += core.step()
-    core.abort("a")
-    core.abort("a")
-    core.abort("nobody")
+    before = core.abort("a")
+    if steps < 6:  # neither has finished
+        assert before.finish == "abort"
+        assert before.usage.prompt_tokens == 100
+        assert (before.queued_seconds is None) == (steps == 0)
+    assert core.abort("a") is None
+    assert core.abort("nobody") is None
     rest = drain(core)
     assert "a" not in rest
     assert tokens_of([o for o in outputs if o.request_id == "b"] + rest.get("b", [])) == expected(prompt_of(100), 5)

@@ -15,9 +15,9 @@ CONFIGS: dict[str, dict] = {
     "silent": {"time_to_first_token": 3600.0},
     "fails_before": {"fail_before_first": True},
     "fails_after": {"fail_after_tokens": 3},
+    "small_context": {"max_context_tokens": 256},
 }
 NOT_HERE = {
-    "small_context": "a script has no context limit",
     "unknown_model": "a script has no models to lack",
 }
 
