@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from inference.engine.scheduler import Scheduled
-from kernels import BLOCK_SIZE, AttentionPlan
+from kernels import AttentionPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Batch:
     sampled: list[Scheduled]
 
 
-def build(plan: list[Scheduled]) -> Batch:
+def build(plan: list[Scheduled], block_size: int) -> Batch:
     lengths = np.array([s.tokens for s in plan], dtype=np.int32)
     query_start = np.zeros(len(plan) + 1, dtype=np.int32)
     np.cumsum(lengths, out=query_start[1:])
@@ -36,7 +36,7 @@ def build(plan: list[Scheduled]) -> Batch:
         tokens[rows] = s.sequence.tokens[s.start : s.start + s.tokens]
         positions[rows] = np.arange(s.start, s.start + s.tokens)
     sequence_of = np.repeat(np.arange(len(plan)), lengths)
-    slots = tables[sequence_of, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+    slots = tables[sequence_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
     sampled = [s for s in plan if s.samples]
     wanted = np.array([query_start[i + 1] - 1 for i, s in enumerate(plan) if s.samples], dtype=np.int64)
     return Batch(

@@ -31,21 +31,22 @@ def root_name(*identity: str) -> BlockName:
     return digest.digest()
 
 
-def extend_names(names: list[BlockName], root: BlockName, tokens: Sequence[int]) -> None:
+def extend_names(names: list[BlockName], root: BlockName, tokens: Sequence[int], block_size: int) -> None:
     """Append to `names` until every full block of `tokens` has one."""
     parent = names[-1] if names else root
-    for start in range(len(names) * BLOCK_SIZE, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
-        parent = blake2b(parent + array("i", tokens[start : start + BLOCK_SIZE]).tobytes(), digest_size=16).digest()
+    for start in range(len(names) * block_size, len(tokens) - block_size + 1, block_size):
+        parent = blake2b(parent + array("i", tokens[start : start + block_size]).tobytes(), digest_size=16).digest()
         names.append(parent)
 
 
 class BlockPool:
     """Reference counts, the free list in eviction order, and the index of published blocks."""
 
-    def __init__(self, blocks: int):
+    def __init__(self, blocks: int, block_size: int = BLOCK_SIZE):
         if blocks < 2:
             raise ValueError(f"a pool needs at least 2 blocks (one is the null block), got {blocks}")
         self.capacity = blocks - 1
+        self.block_size = block_size  # tokens
         self._references = [0] * blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, blocks))
         self._block_of: dict[BlockName, int] = {}

@@ -34,10 +34,12 @@ class Model(Protocol):
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`identity` names the model and its dtype: cache blocks are only ever shared under one identity."""
+    """`identity` names the model and its dtype: cache blocks are only ever shared under one identity.
+    `block_size` in tokens: that of the model's cache."""
 
     identity: str
     blocks: int
+    block_size: int = BLOCK_SIZE
     max_context_tokens: int
     eos_token_ids: frozenset[int]
     max_batch_tokens: int = 256
@@ -86,13 +88,14 @@ class EngineCore:
     ):
         self.options = options
         self.counters = Counters()
-        self.pool = BlockPool(options.blocks)
+        self.pool = BlockPool(options.blocks, options.block_size)
         self.scheduler = Scheduler(self.pool, options.max_batch_tokens, options.max_running)
         self._model = model
         self._cache = model.new_cache(options.blocks)
         self._text_stream = text_stream
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
+        self._epochs: dict[str, int] = {}
 
     @property
     def has_work(self) -> bool:
@@ -110,7 +113,7 @@ class EngineCore:
             tokens=list(tokens),
             prompt_tokens=len(tokens),
             sampling=sampling,
-            root=root_name(self.options.identity, scope),
+            root=root_name(self.options.identity, scope, str(self._epochs.get(scope, 0))),
             text=self._text_stream(sampling.stop),
             seed=seed if sampling.seed is None else sampling.seed,
             arrived=self._clock(),
@@ -127,8 +130,8 @@ class EngineCore:
         needed = prompt_tokens + max_tokens
         if needed > self.options.max_context_tokens:
             raise PromptTooLong(needed, self.options.max_context_tokens)
-        if needed > self.pool.capacity * BLOCK_SIZE:
-            raise PromptTooLong(needed, self.pool.capacity * BLOCK_SIZE, "KV cache")
+        if needed > self.pool.capacity * self.pool.block_size:
+            raise PromptTooLong(needed, self.pool.capacity * self.pool.block_size, "KV cache")
 
     def abort(self, request_id: str) -> Output | None:
         """Forget a request in whatever state it is and free its blocks; its last output, None for an unknown id."""
@@ -141,6 +144,11 @@ class EngineCore:
         _account(sequence, output)
         return output
 
+    def revoke(self, scope: str) -> None:
+        """No request that comes after this finds a block that was computed in `scope` before it, as when the people
+        of a scope, or what they may read, have changed.  What runs already goes on."""
+        self._epochs[scope] = self._epochs.get(scope, 0) + 1
+
     def step(self) -> list[Output]:
         """Advance every scheduled request; a failure is delivered to the requests of this step and to no others."""
         plan = self.scheduler.schedule()
@@ -151,7 +159,7 @@ class EngineCore:
             if scheduled.sequence.scheduled is None:
                 scheduled.sequence.scheduled = now
         try:
-            batch = batches.build(plan)
+            batch = batches.build(plan, self.pool.block_size)
             logits = self._model.forward(batch.tokens, batch.attention, self._cache, batch.wanted)
             chosen = sampler.sample(logits, [scheduled.sequence for scheduled in batch.sampled])
         except Exception as error:
@@ -206,10 +214,11 @@ class EngineCore:
     def slots(self) -> tuple[int, int]:
         """(used, allocated) cache slots of all running requests, shared blocks counted once.  From any thread."""
         owned: dict[int, int] = {}
+        size = self.pool.block_size
         for sequence in list(self.scheduler.running.values()):  # a copy: the engine may be in the middle of a step
             for i, block in enumerate(sequence.blocks):
-                owned[block] = max(owned.get(block, 0), min(BLOCK_SIZE, sequence.computed - i * BLOCK_SIZE))
-        return sum(owned.values()), len(owned) * BLOCK_SIZE
+                owned[block] = max(owned.get(block, 0), min(size, sequence.computed - i * size))
+        return sum(owned.values()), len(owned) * size
 
 
 def _account(sequence: Sequence, output: Output) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from inference.engine.blocks import BlockPool
 from inference.engine.sequence import Sequence
-from kernels import BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,7 @@ class Scheduler:
 
     def __init__(self, pool: BlockPool, budget: int, max_running: int):
         self.pool = pool
+        self._block_size = pool.block_size
         self.budget = budget
         self.max_running = max_running
         self.watermark = max(1, pool.capacity // 50)
@@ -88,9 +88,9 @@ class Scheduler:
         """Take what the cache holds of a waiting sequence and blocks for its first chunk, or nothing at all."""
         hits = self._hits(sequence)
         from_free = sum(1 for block in hits if not self.pool.in_use(block))
-        start = len(hits) * BLOCK_SIZE
+        start = len(hits) * self._block_size
         tokens = min(len(sequence.tokens) - start, budget)
-        fresh = -(-(start + tokens) // BLOCK_SIZE) - len(hits)
+        fresh = -(-(start + tokens) // self._block_size) - len(hits)
         reserve = self.watermark if self.running else 0
         if fresh + from_free + reserve > self.pool.free_blocks:
             return None
@@ -107,29 +107,28 @@ class Scheduler:
 
     def _hits(self, sequence: Sequence) -> list[int]:
         """Published blocks of the sequence's prefix; at least one token is left to compute, for its logits."""
-        return self.pool.match(sequence.block_names()[: (len(sequence.tokens) - 1) // BLOCK_SIZE])
+        return self.pool.match(sequence.block_names(self._block_size)[: (len(sequence.tokens) - 1) // self._block_size])
 
     def _adopt(self, sequence: Sequence) -> None:
         """A running prefill takes over blocks that a sibling with the same documents has published meanwhile."""
-        if sequence.computed % BLOCK_SIZE:
+        if sequence.computed % self._block_size:
             return
-        done = sequence.computed // BLOCK_SIZE
-        names = sequence.block_names()[done : (len(sequence.tokens) - 1) // BLOCK_SIZE]
+        done = sequence.computed // self._block_size
+        names = sequence.block_names(self._block_size)[done : (len(sequence.tokens) - 1) // self._block_size]
         hits = self.pool.match(names)
         if not hits:
             return
         self.pool.take(hits)
-        self.pool.release(sequence.blocks[done:])
-        sequence.blocks[done:] = hits
-        sequence.computed += len(hits) * BLOCK_SIZE
+        sequence.blocks += hits  # a chunk that ends with a block has none in stock beyond it
+        sequence.computed += len(hits) * self._block_size
         sequence.published = len(sequence.blocks)
         if sequence.preemptions == 0 and sequence.generated == 0:
-            sequence.cached_tokens += len(hits) * BLOCK_SIZE
+            sequence.cached_tokens += len(hits) * self._block_size
 
     def _grow(self, sequence: Sequence, tokens: int, plan: dict[str, Scheduled]) -> bool:
         """Blocks for the next `tokens`.  Where the pool is empty the newest sequence goes back to the queue:
         one after this that the step has not planned yet, else this one itself."""
-        need = -(-(sequence.computed + tokens) // BLOCK_SIZE) - len(sequence.blocks)
+        need = -(-(sequence.computed + tokens) // self._block_size) - len(sequence.blocks)
         while (blocks := self.pool.allocate(max(need, 0))) is None:
             victim = next(s for s in reversed(self.running.values()) if s.request_id not in plan)
             assert len(self.running) > 1, "a lone sequence outgrew the pool: it should have been refused on arrival"
@@ -157,7 +156,7 @@ class Scheduler:
         """A step succeeded: count its tokens and publish the blocks that are now full."""
         sequence = scheduled.sequence
         sequence.computed = scheduled.start + scheduled.tokens
-        names = sequence.block_names()
-        for i in range(sequence.published, sequence.computed // BLOCK_SIZE):
+        names = sequence.block_names(self._block_size)
+        for i in range(sequence.published, sequence.computed // self._block_size):
             self.pool.publish(sequence.blocks[i], names[i])
-        sequence.published = sequence.computed // BLOCK_SIZE
+        sequence.published = sequence.computed // self._block_size

@@ -47,7 +47,7 @@ class Sequence:
     def decoding(self) -> bool:
         return self.computed >= self.prompt_tokens and self.pending == 1
 
-    def block_names(self) -> list[BlockName]:
+    def block_names(self, block_size: int) -> list[BlockName]:
         """The names of all full blocks, hashed once each."""
-        extend_names(self.names, self.root, self.tokens)
+        extend_names(self.names, self.root, self.tokens, block_size)
         return self.names

@@ -1,7 +1,9 @@
 """A model whose next token is a hash of what it reads through the block tables.
 
-Any wrong block, slot, length or order changes the next token with near certainty, so schedules can be compared
-for exact equality: `expected` says what any correct engine must generate.
+Every slot remembers a hash of (scope, the tokens up to it): like keys and values it depends on all that came
+before, and, unlike them, on whose request computed it.  Any wrong block, slot, length, order or owner changes the
+next token with near certainty, so schedules can be compared for exact equality: `expected` says what any correct
+engine must generate.
 """
 
 from __future__ import annotations
@@ -13,64 +15,95 @@ import torch
 
 from inference import Sampling
 from inference.engine.core import EngineCore, EngineOptions
+from inference.engine.scheduler import Scheduled
 from kernels import BLOCK_SIZE
 
 VOCABULARY = 97
 EOS = 0
+UNWRITTEN = -1
+
+
+def origin(scope: str) -> int:
+    """What stands before the first token of a request."""
+    return zlib.crc32(scope.encode())
 
 
 def stored(before: int, token: int) -> int:
-    """What a token leaves in its slot: like keys and values, it depends on every token before it."""
+    """What a token leaves in its slot."""
     return zlib.crc32(before.to_bytes(4, "little") + token.to_bytes(4, "little"))
+
+
+def chain(scope: str, tokens: list[int]) -> list[int]:
+    """What all slots of a sequence hold once it is computed."""
+    seen = [origin(scope)]
+    for token in tokens:
+        seen.append(stored(seen[-1], token))
+    return seen[1:]
 
 
 def next_token(seen: list[int]) -> int:
     return zlib.crc32(b"".join(value.to_bytes(4, "little") for value in seen)) % (VOCABULARY - 1) + 1
 
 
-def expected(prompt: list[int], count: int) -> list[int]:
-    tokens, seen = list(prompt), []
+def expected(prompt: list[int], count: int, scope: str = "public") -> list[int]:
+    tokens = list(prompt)
     for _ in range(count):
-        for token in tokens[len(seen) :]:
-            seen.append(stored(seen[-1] if seen else 0, token))
-        tokens.append(next_token(seen))
+        tokens.append(next_token(chain(scope, tokens)))
     return tokens[len(prompt) :]
 
 
 class IntegerModel:
-    """`before_step` may raise, to break a step."""
+    """`before_step` may raise, to break a step before anything is written; `after_step` once all is written.
+    A sequence that begins with a token in `poisoned` gets logits without a number."""
 
-    def __init__(self, before_step: Callable[[], None] = lambda: None):
+    def __init__(self, before_step: Callable[[], None] = lambda: None, block_size: int = BLOCK_SIZE):
         self.before_step = before_step
+        self.after_step: Callable[[], None] = lambda: None
+        self.block_size = block_size
         self.poisoned: set[int] = set()
+        self.scope_of: dict[str, str] = {}
+        self.planned: list[Scheduled] = []
+        self.cache: list[int] = []
+        self.wrong: list[str] = []  # what was noticed while a step ran
 
-    def new_cache(self, blocks: int) -> torch.Tensor:
-        return torch.full((blocks, BLOCK_SIZE), -1)
+    def new_cache(self, blocks: int) -> list[int]:
+        self.cache = [UNWRITTEN] * (blocks * self.block_size)
+        return self.cache
 
     def forward(self, tokens, plan, cache, wanted):
         self.before_step()
         logits = torch.zeros(len(wanted), VOCABULARY)
         row_of = {row: i for i, row in enumerate(wanted.tolist())}
-        starts = plan.query_start.tolist()
-        contexts = []
-        for s, context in enumerate(plan.context_lens.tolist()):
-            slots = (plan.block_tables[s].long()[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[:context]
-            contexts.append(slots)
+        tokens, starts, written = tokens.tolist(), plan.query_start.tolist(), plan.slot_mapping.tolist()
+        self._must(len(self.planned) == len(plan.context_lens), "the batch has other sequences than the plan")
+        sequences = []
+        for s, context in enumerate(plan.context_lens.tolist()):  # all writes come before all reads, as in a layer
+            table = plan.block_tables[s].tolist()
+            slots = [table[i // self.block_size] * self.block_size + i % self.block_size for i in range(context)]
             first = context - (starts[s + 1] - starts[s])
-            assert slots[first:].tolist() == plan.slot_mapping[starts[s] : starts[s + 1]].tolist()
-            before = int(cache.view(-1)[slots[first - 1]]) if first else 0
-            for slot, token in zip(slots[first:], tokens[starts[s] : starts[s + 1]].tolist(), strict=True):
-                assert before >= 0, "read a slot that nobody wrote"
-                before = stored(before, token)
-                cache.view(-1)[slot] = before
-        for s, slots in enumerate(contexts):
-            if (i := row_of.get(starts[s + 1] - 1)) is not None:
-                seen = cache.view(-1)[slots].tolist()
-                assert -1 not in seen, "read a slot that nobody wrote"
+            self._must(slots[first:] == written[starts[s] : starts[s + 1]], "writes elsewhere than it will read")
+            scope = self.scope_of.get(self.planned[s].sequence.request_id, "public")
+            before = cache[slots[first - 1]] if first else origin(scope)
+            for slot, token in zip(slots[first:], tokens[starts[s] : starts[s + 1]], strict=True):
+                self._must(before != UNWRITTEN, "read a slot that nobody wrote")
+                cache[slot] = before = stored(before, token)
+            sequences.append((first, slots, starts[s]))
+        for first, slots, start in sequences:
+            for position in range(first, len(slots)):
+                if (i := row_of.get(start + position - first)) is None:
+                    continue
+                seen = [cache[slot] for slot in slots[: position + 1]]
+                self._must(UNWRITTEN not in seen, "read a slot that nobody wrote")
                 logits[i, next_token(seen)] = 1.0
-                if int(tokens[starts[s]]) in self.poisoned:
+                if tokens[start] in self.poisoned:
                     logits[i].fill_(float("nan"))
+        self.after_step()
         return logits
+
+    def _must(self, holds: bool, what: str) -> None:
+        if not holds:
+            self.wrong.append(what)
+            raise AssertionError(what)
 
 
 class TokensAsText:
@@ -88,11 +121,13 @@ class TokensAsText:
 
 def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) -> EngineCore:
     ticks = iter(range(10**9))
-    return EngineCore(
-        model or IntegerModel(),
+    model = model or IntegerModel(block_size=options.pop("block_size", BLOCK_SIZE))
+    core = EngineCore(
+        model,
         EngineOptions(
             identity="integers",
             blocks=blocks,
+            block_size=model.block_size,
             max_context_tokens=options.pop("max_context_tokens", 4096),
             eos_token_ids=frozenset({EOS}),
             **options,
@@ -100,9 +135,18 @@ def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) ->
         text_stream=TokensAsText,
         clock=lambda: float(next(ticks)),
     )
+    schedule = core.scheduler.schedule
+
+    def noted() -> list[Scheduled]:
+        model.planned = schedule()
+        return model.planned
+
+    core.scheduler.schedule = noted  # the model must know whose rows it is given
+    return core
 
 
 def add(core: EngineCore, request_id: str, prompt: list[int], max_tokens: int = 8, scope: str = "public") -> None:
+    core._model.scope_of[request_id] = scope
     core.add(request_id, prompt, Sampling(max_tokens=max_tokens), scope, seed=0)
 
 

@@ -1,0 +1,235 @@
+"""Bugs planted in the engine, to show that its tests would find them.
+
+    python -m tests.inference.mutants        plant each, run the machine, write mutants.md: what noticed it, and when
+
+A mutant is a piece of a function's source and what stands there instead; one that no longer applies fails loudly.
+"""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import logging
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from inference.engine import batch, core, sequence
+from inference.engine.blocks import BlockPool
+from inference.engine.core import EngineCore
+from inference.engine.scheduler import Scheduler
+from tests.inference.engine_machine import EngineMachine
+
+
+class Mutant(NamedTuple):
+    """`old` in the source of `owner.name` becomes `new`."""
+
+    what: str
+    owner: object
+    name: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    # ---- names ----
+    Mutant("scope left out of the name", core, "root_name", "in identity", "in identity[:1]"),
+    Mutant("the chain forgets its parent", sequence, "extend_names", "blake2b(parent + ", "blake2b(root + "),
+    Mutant("a partial block is named", sequence, "extend_names", "- block_size + 1", "- block_size + 2"),
+    Mutant("revocation does nothing", EngineCore, "revoke", "+ 1", "+ 0"),
+    # ---- pool ----
+    Mutant("a hit stays in the free list", BlockPool, "take", "del self._free[block]", "pass"),
+    Mutant("a hit takes no reference", BlockPool, "take", "self._references[block] += 1", "pass"),
+    Mutant("an evicted block keeps its name", BlockPool, "allocate", "if name is not None", "if False"),
+    Mutant(
+        "the pool hands out one block too many", BlockPool, "allocate", "return taken", "return taken and taken[:-1]"
+    ),
+    Mutant(
+        "a failed allocation keeps what it got",
+        BlockPool,
+        "allocate",
+        "        return None\n",
+        "        self._free.popitem()\n        return None\n",
+    ),
+    Mutant("freed while one still holds it", BlockPool, "release", "== 0:\n", "<= 1:\n"),
+    Mutant("blocks are not given back", BlockPool, "release", "self._references[block] -= 1", "pass"),
+    Mutant("publishing replaces a block", BlockPool, "publish", "name not in self._block_of and", ""),
+    Mutant("forgetting leaves half of the index", BlockPool, "forget", "self._name_of.clear()", "pass"),
+    Mutant(
+        "the null block is handed out",
+        BlockPool,
+        "__init__",
+        "fromkeys(range(1, blocks))",
+        "fromkeys(range(blocks - 1))",
+    ),
+    # ---- scheduler ----
+    Mutant("the whole prompt may be a hit", Scheduler, "_hits", "(len(sequence.tokens) - 1)", "len(sequence.tokens)"),
+    Mutant(
+        "hits are taken before the room is known",
+        Scheduler,
+        "_admit",
+        "    from_free =",
+        "    self.pool.take(hits)\n    from_free =",
+    ),
+    Mutant("hits in the free list are counted as free", Scheduler, "_admit", "fresh + from_free +", "fresh +"),
+    Mutant(
+        "hits are computed again in place", Scheduler, "_admit", "start = len(hits) * self._block_size", "start = 0"
+    ),
+    Mutant("budget not spent by decodes", Scheduler, "schedule", "budget -= tokens", "pass"),
+    Mutant("no limit to those who run", Scheduler, "schedule", "and len(self.running) < self.max_running", ""),
+    Mutant(
+        "a chunk is given past the budget", Scheduler, "schedule", "min(sequence.pending, budget)", "sequence.pending"
+    ),
+    Mutant(
+        "adoption in the middle of a block", Scheduler, "_adopt", "if sequence.computed % self._block_size", "if False"
+    ),
+    Mutant(
+        "adoption counts a block too many", Scheduler, "_adopt", "computed += len(hits)", "computed += (1 + len(hits))"
+    ),
+    Mutant("adoption takes no reference", Scheduler, "_adopt", "self.pool.take(hits)", "pass"),
+    Mutant("short of blocks, nobody makes way", Scheduler, "_grow", "self._preempt(victim)", "return False"),
+    Mutant(
+        "one block too few for a chunk",
+        Scheduler,
+        "_grow",
+        "(sequence.computed + tokens)",
+        "(sequence.computed + tokens - 1)",
+    ),
+    Mutant("the preempted keep their progress", Scheduler, "_release", "    sequence.computed = 0\n", ""),
+    Mutant("the preempted keep their blocks", Scheduler, "_release", "    sequence.blocks = []\n", ""),
+    Mutant("the preempted are forgotten", Scheduler, "_preempt", "self.waiting.appendleft(sequence)", "pass"),
+    Mutant(
+        "published before it is computed",
+        Scheduler,
+        "commit",
+        "sequence.computed // self._block_size):",
+        "min(len(names), len(sequence.blocks))):",
+    ),
+    Mutant("published under its neighbour's name", Scheduler, "commit", "names[i])", "names[i - 1])"),
+    Mutant(
+        "a step is counted twice",
+        Scheduler,
+        "commit",
+        "scheduled.start + scheduled.tokens",
+        "scheduled.start + scheduled.tokens + 1",
+    ),
+    Mutant("the aborted stay in the queue", Scheduler, "remove", "self.waiting.remove(sequence)", "pass"),
+    # ---- core ----
+    Mutant(
+        "an aborted request may be aborted again", EngineCore, "abort", ".pop(request_id, None)", ".get(request_id)"
+    ),
+    Mutant(
+        "an abort keeps the blocks",
+        EngineCore,
+        "abort",
+        "    self.scheduler.remove(sequence)\n",
+        "    self.scheduler.running.pop(request_id, None)\n",
+    ),
+    Mutant(
+        "a failed step publishes what it wrote",
+        EngineCore,
+        "step",
+        "        return [self._fail(",
+        "        for scheduled in plan:\n            self.scheduler.commit(scheduled)\n        return [self._fail(",
+    ),
+    Mutant("a failed request keeps its blocks", EngineCore, "_fail", "self.scheduler.remove(sequence)", "pass"),
+    Mutant(
+        "a failed step fails one request only",
+        EngineCore,
+        "step",
+        "for scheduled in plan]\n    self.counters",
+        "for scheduled in plan[:1]]\n    self.counters",
+    ),
+    # ---- batch ----
+    Mutant("two blocks of a table are swapped", batch, "build", "= s.sequence.blocks\n", "= s.sequence.blocks[::-1]\n"),
+    Mutant("a slot too far", batch, "build", "+ positions % block_size", "+ (positions + 1) % block_size"),
+    Mutant(
+        "logits of the token before",
+        batch,
+        "build",
+        "query_start[i + 1] - 1",
+        "max(query_start[i], query_start[i + 1] - 2)",
+    ),
+    Mutant(
+        "a chunk begins one token late",
+        batch,
+        "build",
+        "tokens[s.start : s.start + s.tokens]",
+        "tokens[s.start + 1 : s.start + s.tokens + 1]",
+    ),
+)
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """The engine with this bug in it.  Raises LookupError when the source has changed under the mutant."""
+    whole = inspect.getattr_static(mutant.owner, mutant.name)
+    source = textwrap.dedent(inspect.getsource(whole))
+    if source.count(mutant.old) != 1:
+        raise LookupError(f"mutant {mutant.what!r}: {mutant.old!r} occurs {source.count(mutant.old)} times")
+    found: dict[str, Callable] = {}
+    code = compile(
+        source.replace(mutant.old, mutant.new), f"<mutant: {mutant.what}>", "exec", __future__.annotations.compiler_flag
+    )
+    exec(code, whole.__globals__, found)
+    setattr(mutant.owner, mutant.name, found[mutant.name])
+    try:
+        yield
+    finally:
+        setattr(mutant.owner, mutant.name, whole)
+
+
+def noticed(mutant: Mutant, examples: int = 400) -> str:
+    """What the machine says of the bug; "" if it does not notice it."""
+    with planted(mutant):
+        try:
+            run_state_machine_as_test(
+                EngineMachine,
+                settings=settings(
+                    max_examples=examples,
+                    stateful_step_count=40,
+                    deadline=None,
+                    derandomize=True,
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        except Exception as error:  # it may notice in many ways
+            while error.__context__ is not None:  # the first thing that went wrong
+                error = error.__context__
+            return f"{type(error).__name__}: {error}".splitlines()[0][:80]
+    return ""
+
+
+def main() -> None:
+    logging.disable(logging.CRITICAL)
+    lines = [
+        "# Planted bugs",
+        "",
+        "`python -m tests.inference.mutants`: each bug alone in the engine, and what the state machine says of it.",
+        "",
+        "| planted in | bug | noticed by | after |",
+        "|---|---|---|---|",
+    ]
+    alive = []
+    for mutant in MUTANTS:
+        started = time.perf_counter()
+        said = noticed(mutant)
+        seconds = time.perf_counter() - started
+        alive += [mutant.what] * (not said)
+        where = getattr(mutant.owner, "__name__", "").removeprefix("inference.engine.")
+        lines.append(f"| `{where}.{mutant.name}` | {mutant.what} | {said or '**nobody**'} | {seconds:.1f} s |")
+        print(lines[-1], flush=True)
+    lines += ["", f"{len(MUTANTS) - len(alive)} of {len(MUTANTS)} are noticed."]
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(lines[-1], *alive, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
