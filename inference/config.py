@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
 
 
 class EngineConfig(
@@ -19,12 +23,12 @@ class EngineConfig(
 
     model: str = "smollm2"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    max_context_tokens: int | None = None
-    kv_cache_mb: int = 1024
-    max_batch_tokens: int = 256
-    max_running: int = 64
-    max_queued: int = 256
-    threads: int | None = None
+    max_context_tokens: Annotated[int, Meta(ge=16)] | None = None
+    kv_cache_mb: Count = 1024
+    max_batch_tokens: Count = 256
+    max_running: Count = 64
+    max_queued: Count = 256
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     served_name: str | None = None
 
 
@@ -39,12 +43,12 @@ class ScriptedConfig(
     """
 
     model: str = "scripted"
-    time_to_first_token: float = 0.05
-    token_interval: float = 0.01
-    length: int = 64
+    time_to_first_token: Annotated[float, Meta(ge=0)] = 0.05
+    token_interval: Annotated[float, Meta(ge=0)] = 0.01
+    length: Count = 64
     fail_before_first: bool = False
-    fail_after_tokens: int | None = None
-    max_context_tokens: int | None = None
+    fail_after_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_context_tokens: Count | None = None
 
 
 class OpenAIConfig(
@@ -55,10 +59,10 @@ class OpenAIConfig(
     base_url: str
     model: str
     api_key: str | None = None
-    connect_timeout: float = 5.0
-    first_token_timeout: float = 60.0
-    token_timeout: float = 30.0
-    max_context_tokens: int | None = None
+    connect_timeout: Seconds = 5.0
+    first_token_timeout: Seconds = 60.0
+    token_timeout: Seconds = 30.0
+    max_context_tokens: Count | None = None
     continues_reply: bool = False
 
 

@@ -18,13 +18,14 @@ from inference.engine.detokenizer import TextStream
 from inference.errors import RequestRefused
 from inference.models import Checkpoint, Llama, ModelError, open_checkpoint
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
-from inference.prompt import Prompt
+from inference.prompt import Prompt, length_of
 from inference.running import Run, Running
 from kernels import BLOCK_SIZE, bytes_per_block
 
 log = logging.getLogger(__name__)
 
 HUNG_AFTER_SECONDS = 30.0
+LONG_PROMPT_CHARACTERS = 20_000  # tokenising more than this takes milliseconds that the event loop has not got
 
 
 class EmbeddedBackend:
@@ -40,6 +41,8 @@ class EmbeddedBackend:
         dtype = choose_dtype(config.dtype)
         context = min(config.max_context_tokens or shape.max_context_tokens, shape.max_context_tokens)
         block_bytes = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, dtype)
+        if config.kv_cache_mb * 2**20 > (memory := memory_bytes()):
+            raise ModelError(f"kv_cache_mb = {config.kv_cache_mb}, but this machine has {memory >> 20} MB of memory")
         blocks = config.kv_cache_mb * 2**20 // block_bytes
         if blocks * BLOCK_SIZE < min(context, 2048):
             raise ModelError(
@@ -80,7 +83,7 @@ class EmbeddedBackend:
         return self._stream(request, self._running.open(request.request_id))
 
     async def _stream(self, request: GenerationRequest, run: Run) -> AsyncGenerator[GenerationEvent, None]:
-        tokens = self._encode(request.prompt)
+        tokens = await self._encode(request.prompt)
         seed = next(self._seeds)
         mailbox = self._thread.submit(
             request.request_id,
@@ -106,7 +109,7 @@ class EmbeddedBackend:
         self._running.abort(request_id)
 
     async def count_tokens(self, prompt: Prompt) -> int:
-        return len(self._encode(prompt))
+        return len(await self._encode(prompt))
 
     async def health(self) -> Health:
         if not self._thread.alive:
@@ -142,9 +145,11 @@ class EmbeddedBackend:
     async def close(self) -> None:
         await asyncio.to_thread(self._thread.close)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    async def _encode(self, prompt: Prompt) -> list[int]:
         try:
-            return self._encoder.encode(prompt)
+            if length_of(prompt) < LONG_PROMPT_CHARACTERS:
+                return self._encoder.encode(prompt)
+            return await asyncio.to_thread(self._encoder.encode, prompt)
         except ModelError as error:
             raise RequestRefused(str(error)) from error
 
@@ -156,6 +161,11 @@ class EmbeddedBackend:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
 
 
 def choose_dtype(wanted: str) -> torch.dtype:

@@ -52,6 +52,8 @@ class OpenAIBackend:
     def __init__(self, config: OpenAIConfig):
         self._config = config
         self._base_url = normalise_base_url(config.base_url)
+        if config.api_key and not (config.api_key.isascii() and config.api_key.isprintable()):
+            raise Unavailable("api_key holds characters that no HTTP header may: was it copied whole?")
         headers = {"Accept": "text/event-stream, application/json", "Accept-Encoding": "identity"}
         if config.api_key:
             headers["Authorization"] = f"Bearer {config.api_key}"
@@ -88,7 +90,7 @@ class OpenAIBackend:
             return Health(False, "closed")
         try:
             response = await self._client.get(self._base_url + "/models", timeout=self._config.connect_timeout)
-        except httpx.HTTPError as error:
+        except Exception as error:  # httpx lets errors of others through
             return Health(False, f"{self._base_url} does not answer: {type(error).__name__} {error}".rstrip())
         if response.status_code == 404:
             return Health(True, f"{self._base_url} answers, but lists no models")
@@ -219,6 +221,8 @@ class OpenAIBackend:
                 except EventTooLarge as error:
                     raise BadUpstream(f"the inference server's answer can't be read: {error}") from None
                 for event in events:
+                    if not event.data.strip():  # a sign of life
+                        continue
                     if event.data == b"[DONE]":
                         if not stream.end(max_tokens, done=True):
                             raise BadUpstream("the inference server said it was done without an answer")
@@ -239,6 +243,8 @@ class OpenAIBackend:
         try:
             chunk = read_chunk(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if stream.reason is not None:  # the answer is whole, and only its usage can't be read
+                return
             raise _NotAChunk(f"the inference server sent an event that is no completion chunk: {error}") from None
         if chunk.error is not None:
             if stream.tokens:
@@ -374,8 +380,12 @@ def _cut(tokens: int) -> BadUpstream:
 
 def normalise_base_url(base_url: str) -> str:
     """The URL that routes are appended to; `/v1` is added unless the path names a version already."""
-    parts = urlsplit(base_url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(base_url.strip())
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        valid = False
+    if not valid:
         raise Unavailable(f"base_url {base_url!r} is no http(s) URL: write it like http://127.0.0.1:8000/v1")
     url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     return url if re.search(r"/v\d+[a-z0-9]*(/|$)", parts.path.rstrip("/")) else url + "/v1"

@@ -90,9 +90,17 @@ class _PromptDetails(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
     prompt_tokens_details: _PromptDetails | None = None
+
+    def read(self) -> Usage | None:
+        """None where it lacks what the model made."""
+        if self.completion_tokens is None:
+            return None
+        prompt = None if self.prompt_tokens is None else int(self.prompt_tokens)
+        details = self.prompt_tokens_details
+        return Usage(prompt, int(self.completion_tokens), None if details is None else details.cached_tokens)
 
 
 class _Chunk(msgspec.Struct):
@@ -128,16 +136,13 @@ _chunks = msgspec.json.Decoder(_Chunk)
 
 
 def read_chunk(data: bytes) -> Chunk:
-    """Read the data of one event.  Raises msgspec.MsgspecError or UnicodeDecodeError where it is not a chunk."""
+    """Read the data of one event; one that holds nothing is an empty chunk.  Raises msgspec.MsgspecError or
+    UnicodeDecodeError where it is not a chunk."""
     raw = _chunks.decode(data)
-    if raw.error is not None or raw.object == "error" or (raw.choices is None and raw.usage is None):
+    says_nothing = raw.choices is None and raw.usage is None
+    if raw.error is not None or raw.object == "error" or (says_nothing and (raw.message or raw.code) is not None):
         return Chunk(error=read_error(200, data))
-    usage = None
-    if raw.usage is not None:
-        details = raw.usage.prompt_tokens_details
-        usage = Usage(
-            raw.usage.prompt_tokens, raw.usage.completion_tokens, details.cached_tokens if details is not None else None
-        )
+    usage = None if raw.usage is None else raw.usage.read()
     for choice in raw.choices or ():
         if choice.index != 0:
             continue

@@ -52,3 +52,10 @@ class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
 
 
 Prompt = ChatPrompt | TextPrompt
+
+
+def length_of(prompt: Prompt) -> int:
+    """Characters of a prompt, the template's own left out."""
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return sum(len(segment.text) for message in prompt.messages for segment in message.segments)

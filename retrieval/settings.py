@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=1)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+Weight = Annotated[float, Meta(ge=0)]
 
 
 class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,14 +22,14 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     embedder: str = "minilm"
-    passage_tokens: int = 180
-    max_passage_tokens: int = 220
-    candidates: int = 50
-    fusion_constant: int = 10
-    dense_weight: float = 2.0
-    text_weight: float = 1.0
-    relevance_floor: float = 0.4
-    support_floor: float = 0.6
-    sentence_cache: int = 32_768
-    threads: int | None = None
-    max_file_bytes: int = 64 * 1024 * 1024
+    passage_tokens: Annotated[int, Meta(ge=16)] = 180
+    max_passage_tokens: Annotated[int, Meta(ge=16)] = 220
+    candidates: Count = 50
+    fusion_constant: Count = 10
+    dense_weight: Weight = 2.0
+    text_weight: Weight = 1.0
+    relevance_floor: Cosine = 0.4
+    support_floor: Cosine = 0.6
+    sentence_cache: Count = 32_768
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    max_file_bytes: Count = 64 * 1024 * 1024

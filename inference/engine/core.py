@@ -48,7 +48,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct):
-    """News of one request after a step.  `finish` or `error` is set on its last."""
+    """News of one request after a step: `text`, which took `tokens`.  `finish` or `error` is set on its last."""
 
     request_id: str
     text: str = ""
@@ -179,7 +179,8 @@ class EngineCore:
             return self._fail(sequence, ArithmeticError("the model produced no finite logits"))
         try:
             sequence.tokens.append(token)
-            output = Output(sequence.request_id, tokens=1)
+            output = Output(sequence.request_id)
+            sequence.untold += 1
             ended = token in self.options.eos_token_ids and not sequence.sampling.ignore_eos
             output.text = "" if ended else sequence.text.push(token)
             if ended or sequence.text.stopped:
@@ -189,6 +190,8 @@ class EngineCore:
             if output.finish:
                 output.text += sequence.text.flush()
                 self._finish(sequence, output)
+            if output.text:
+                output.tokens, sequence.untold = sequence.untold, 0
         except Exception as error:
             log.exception("request %s failed after its step", sequence.request_id)
             return self._fail(sequence, error)

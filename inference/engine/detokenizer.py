@@ -21,14 +21,21 @@ class TextStream:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(s for s in stop if s)
         self._held = ""
+        self._shown: list[int] = []  # the tokens of the last piece
+        self._unshown: list[int] = []  # those since: they end inside a character, so far
         self.stopped = False
 
     def push(self, token: int) -> str:
         if self.stopped:
             return ""
+        self._unshown.append(token)
         piece = self._stream.step(self._tokenizer, token)
         if not piece:
             return ""
+        self._shown, self._unshown = self._unshown, []
+        return self._without_stop(piece)
+
+    def _without_stop(self, piece: str) -> str:
         if not self._stop:
             return piece
         self._held += piece
@@ -43,8 +50,13 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """What was held back for a stop string that never came."""
-        text, self._held = self._held, ""
+        """What was held back for a stop string that never came, or stands before a character that never ended."""
+        text = ""
+        if self._unshown and not self.stopped:
+            decode = self._tokenizer.decode
+            text = decode(self._shown + self._unshown)[len(decode(self._shown)) :].rstrip("\ufffd")
+            text = self._without_stop(text) if text else ""
+        text, self._held = text + self._held, ""
         return text
 
 

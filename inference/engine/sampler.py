@@ -11,6 +11,8 @@ import torch
 
 from inference.engine.sequence import Sequence
 
+COLDEST = 1e-5  # below it the division overflows, and the best token is all there is to draw
+
 
 def sample(logits: torch.Tensor, rows: Rows[Sequence]) -> list[int | None]:
     """The next token of each row of logits [rows, vocab] float32; None for a row that holds NaN or no finite value.
@@ -22,7 +24,7 @@ def sample(logits: torch.Tensor, rows: Rows[Sequence]) -> list[int | None]:
         token if finite else None for token, finite in zip(tokens.tolist(), best.isfinite().tolist(), strict=True)
     ]
     for i, sequence in enumerate(rows):
-        if sequence.sampling.temperature > 0 and chosen[i] is not None:
+        if sequence.sampling.temperature >= COLDEST and chosen[i] is not None:
             chosen[i] = _draw(logits[i], sequence)
     return chosen
 

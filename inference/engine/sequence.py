@@ -32,6 +32,7 @@ class Sequence:
     names: list[BlockName] = field(default_factory=list)
     published: int = 0
     preemptions: int = 0
+    untold: int = 0  # tokens since the last text that was given out
     finish: FinishReason | None = None
 
     @property

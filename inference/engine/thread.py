@@ -17,7 +17,7 @@ import torch
 
 from inference.backend import Usage
 from inference.engine.core import EngineCore, Output
-from inference.errors import BackendError, GenerationFailed, Unavailable
+from inference.errors import BackendError, GenerationFailed, RequestRefused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,12 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, request_id: str, command: Command) -> Mailbox:
-        """Register a mailbox for `request_id` and run `command` (which adds the request) in the engine."""
+        """Register a mailbox for `request_id` and run `command` (which adds the request) in the engine.
+        Raises Unavailable; RequestRefused for an id that is in use."""
         if self._closed or not self._thread.is_alive():
             raise Unavailable("the engine has stopped: the server is shutting down, or must be restarted")
+        if request_id in self._mailboxes:
+            raise RequestRefused(f"request id {request_id!r} is already running")
         mailbox = Mailbox()
         self._mailboxes[request_id] = (asyncio.get_running_loop(), mailbox)
 

@@ -6,6 +6,8 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
+from array import array
 from collections import OrderedDict
 from pathlib import Path
 
@@ -24,17 +26,21 @@ class PromptEncoder:
 
     The chat template is rendered once per shape of conversation with marks in place of the texts; what lies
     between the marks is the template's own text, where special tokens count.  Message texts are data: special
-    tokens written in them are encoded as plain text.  Documents are tokenised once and remembered.
+    tokens written in them are encoded as plain text.  Documents are tokenised once and remembered.  Any thread may
+    encode.
     """
 
-    def __init__(self, tokenizer, remember: int = 4096):
-        """`tokenizer`: a fast Hugging Face tokenizer."""
+    def __init__(self, tokenizer, remember_tokens: int = 2_000_000):
+        """`tokenizer`: a fast Hugging Face tokenizer.  `remember_tokens`: how many tokens of documents are kept,
+        about 8 bytes each with their text."""
         self._hugging_face = tokenizer
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
         self._plain = Tokenizer.from_str(self.tokenizer.to_str())
         self._plain.encode_special_tokens = True
-        self._remembered: OrderedDict[str, tuple[int, ...]] = OrderedDict()
-        self._remember = remember
+        self._remembered: OrderedDict[str, array[int]] = OrderedDict()
+        self._remembered_tokens = 0
+        self._remember_tokens = remember_tokens
+        self._lock = threading.Lock()
         self._glue: dict[tuple[str, ...], list[list[int]]] = {}
 
     @property
@@ -59,18 +65,23 @@ class PromptEncoder:
             ids += self._plain.encode(prompt.reply_prefix, add_special_tokens=False).ids
         return ids
 
-    def _encode_segment(self, text: str, remember: bool) -> tuple[int, ...]:
-        if not remember:
-            return tuple(self._plain.encode(text, add_special_tokens=False).ids)
-        known = self._remembered.get(text)
-        if known is None:
-            known = tuple(self._plain.encode(text, add_special_tokens=False).ids)
-            self._remembered[text] = known
-            if len(self._remembered) > self._remember:
-                self._remembered.popitem(last=False)
-        else:
-            self._remembered.move_to_end(text)
-        return known
+    def _encode_segment(self, text: str, remember: bool) -> array[int]:
+        with self._lock:
+            known = self._remembered.get(text)
+            if known is not None:
+                self._remembered.move_to_end(text)
+                return known
+        ids = array("i", self._plain.encode(text, add_special_tokens=False).ids)
+        # What is longer than a hundredth of the room is no passage: it would only push passages out.
+        if remember and len(ids) * 100 <= self._remember_tokens:
+            with self._lock:
+                if text not in self._remembered:
+                    self._remembered[text] = ids
+                    self._remembered_tokens += len(ids)
+                while self._remembered_tokens > self._remember_tokens:
+                    _, forgotten = self._remembered.popitem(last=False)
+                    self._remembered_tokens -= len(forgotten)
+        return ids
 
     def _template(self, roles: tuple[str, ...]) -> list[list[int]]:
         """Token ids of the template's own text before, between and after the messages' texts."""

@@ -8,7 +8,16 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from inference import EngineConfig, GenerationFailed, Overloaded, TextDelta, Unavailable, open_backend
+from inference import (
+    EngineConfig,
+    GenerationFailed,
+    Overloaded,
+    PromptTooLong,
+    RequestRefused,
+    TextDelta,
+    Unavailable,
+    open_backend,
+)
 from inference.models import ModelError
 from tests.inference.conformance import BackendConformance, Case, ask, chat, collect, eventually, nothing_runs, text_of
 from tests.inference.tiny import save_model
@@ -217,3 +226,47 @@ async def test_an_aborted_request_tells_how_long_it_waited(model_folder):
         assert finished.usage.completion_tokens > 0
     finally:
         await backend.close()
+
+
+async def test_an_id_in_use_is_refused_and_its_owner_goes_on(model_folder):
+    backend = open_tiny(model_folder)
+    try:
+        async with aclosing(backend.generate(ask(max_tokens=300, ignore_eos=True))) as stream:
+            await anext(stream)
+            with pytest.raises(RequestRefused, match="already running"):
+                await collect(backend, ask(max_tokens=2))
+            *_, finished = [event async for event in stream]
+        assert finished.reason == "length"
+    finally:
+        await backend.close()
+
+
+async def test_deltas_tell_of_every_token(model_folder):
+    backend = open_tiny(model_folder)
+    try:
+        deltas, finished = await collect(backend, ask(max_tokens=200, ignore_eos=True, temperature=2.0, seed=1))
+        assert sum(delta.tokens for delta in deltas) == finished.usage.completion_tokens == 200
+    finally:
+        await backend.close()
+
+
+async def test_a_long_prompt_is_tokenised_beside_the_event_loop(model_folder, monkeypatch):
+    backend = open_tiny(model_folder)
+    encode, threads = backend._encoder.encode, set()
+
+    def noted(prompt):
+        threads.add(threading.current_thread())
+        return encode(prompt)
+
+    monkeypatch.setattr(backend._encoder, "encode", noted)
+    try:
+        with pytest.raises(PromptTooLong):
+            await collect(backend, ask(prompt=chat("word " * 5000)))
+        assert threading.main_thread() not in threads
+    finally:
+        await backend.close()
+
+
+def test_more_cache_than_memory_is_refused(model_folder):
+    with pytest.raises(ModelError, match="this machine has"):
+        open_tiny(model_folder, kv_cache_mb=10**9)

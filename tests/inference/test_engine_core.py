@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference import GenerationFailed, Overloaded, PromptTooLong, RequestRefused, Sampling
+from inference import GenerationFailed, Overloaded, PromptTooLong, RequestRefused
 from inference.engine.blocks import BlockPool, extend_names, root_name
 from kernels import BLOCK_SIZE
 from tests.inference.integer_model import IntegerModel, add, drain, expected, make_core, tokens_of
@@ -309,28 +309,6 @@ def test_names_depend_on_everything_that_makes_a_block():
     assert not set(names("ab", "c", tokens=tokens)) & set(names("a", "bc", tokens=tokens))
     changed = names("model", "scope", tokens=[tokens[0] + 1, *tokens[1:]])
     assert not set(base) & set(changed)
-
-
-def test_a_seed_gives_the_same_draws_in_any_company():
-    import torch
-
-    from inference.engine.sampler import sample
-    from inference.engine.sequence import Sequence
-
-    def sequence(seed, length=5, **sampling):
-        return Sequence("x", [1] * length, 5, Sampling(temperature=1.0, **sampling), b"", None, seed)
-
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    alone = sample(logits[1:2], [sequence(7)])
-    assert sample(logits, [sequence(1), sequence(7), sequence(3)])[1] == alone[0]
-    best = set(logits[0].topk(3).indices.tolist())
-    assert {sample(logits[:1], [sequence(s, top_k=3)])[0] for s in range(200)} == best
-    draws = [sample(logits[:1], [sequence(s)])[0] for s in range(4000)]
-    frequencies = torch.bincount(torch.tensor(draws), minlength=50) / len(draws)
-    assert (frequencies - logits[0].softmax(-1)).abs().max() < 0.03
-    nucleus = {sample(logits[:1], [sequence(s, top_p=0.3)])[0] for s in range(300)}
-    probabilities, order = logits[0].softmax(-1).sort(descending=True)
-    assert nucleus == set(order[: int((probabilities.cumsum(-1) < 0.3).sum()) + 1].tolist())
 
 
 def test_slots_are_counted_while_the_engine_admits():

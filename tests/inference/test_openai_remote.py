@@ -145,10 +145,18 @@ def test_base_url_with_or_without_its_version(given: str, used: str):
     assert normalise_base_url(given) == used
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://h/v1", "http://"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000", "ftp://h/v1", "http://", "http://h:99999/v1", "http://h:abc", "http://[::1"]
+)
 def test_a_base_url_that_is_none_is_refused_at_the_start(url: str):
     with pytest.raises(Unavailable, match="base_url"):
         open_backend(OpenAIConfig(base_url=url, model="m"))
+
+
+@pytest.mark.parametrize("key", ["é", "a\nb"])
+def test_a_key_that_no_header_can_hold_is_refused_at_the_start(key: str):
+    with pytest.raises(Unavailable, match="api_key"):
+        open_backend(OpenAIConfig(base_url="http://127.0.0.1:1", model="m", api_key=key))
 
 
 # ---- bytes cut anywhere ---------------------------------------------------------------------------
@@ -161,8 +169,14 @@ def chunk(text: str | None = None, reason: str | None = None) -> dict:
 
 USAGE = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}
 PLAIN = event_bytes(chunk("漢")) + event_bytes(chunk("🙂é", "stop")) + event_bytes(USAGE) + b"data: [DONE]\n\n"
+NOTHING = b"data:\n\n" + event_bytes({}) + event_bytes({"choices": None})
+NO_USAGE = event_bytes({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": None}})
 VARIANTS = {
     "plain": PLAIN,
+    "events that hold nothing": NOTHING + PLAIN,
+    "usage as floats": PLAIN.replace(b'"prompt_tokens": 9', b'"prompt_tokens": 9.0'),
+    "no usage in the usage": PLAIN.replace(event_bytes(USAGE), NO_USAGE),
+    "no usage that can be read": PLAIN.replace(event_bytes(USAGE), b'data: {"usage": "plenty"}\n\n'),
     "crlf": PLAIN.replace(b"\n", b"\r\n"),
     "cr": PLAIN.replace(b"\n", b"\r"),
     "no space": PLAIN.replace(b"data: ", b"data:"),
@@ -262,7 +276,7 @@ async def test_done_without_a_finish_reason_ends_an_answer_but_not_an_empty_one(
         (b'data: {"choices": 3}\n\n', "no completion chunk"),
         (b'data: {"choices": [{"delta": {"content": ["a"]}}]}\n\n', "no completion chunk"),
         (b"data: null\n\n", "no completion chunk"),
-        (b'data: {"hello": 1}\n\n', "reported an error"),
+        (b'data: {"hello": 1}\n\n', "cut after 0"),
         (b"data: " + b"x" * (10 << 20), "longer than"),
         (b"data: x\n" * (1 << 20), "longer than"),
         (b"no events at all\n\n", "cut after 0"),

@@ -93,3 +93,32 @@ def test_text_ends_before_the_first_stop_string(encoder, text, stop):
         assert any(text[len(shown) :].startswith(s) for s in stop)
     else:
         assert shown == text
+
+
+def test_what_stands_before_an_unfinished_character_is_not_lost(encoder):
+    ids = encoder._plain.encode("fine 🙂", add_special_tokens=False).ids
+    pieces, _ = stream(encoder, ids[:-1])
+    assert "".join(pieces) == "fine "
+    text = TextStream(encoder.tokenizer)
+
+    class Holding:
+        """As where one token holds a letter and half a character."""
+
+        def step(self, tokenizer, token):
+            return None
+
+    text._stream = Holding()
+    for token in ids[:-1]:
+        assert text.push(token) == ""
+    assert text.flush() == "fine "
+
+
+def test_documents_are_remembered_in_bounded_memory(encoder):
+    small = PromptEncoder(encoder._hugging_face, remember_tokens=1000)
+    for i in range(400):
+        small.encode(chat(f"document {i}"))
+    assert 0 < small._remembered_tokens <= 1000
+    assert small._remembered_tokens == sum(map(len, small._remembered.values()))
+    long = "word " * 500
+    small.encode(chat(long))
+    assert long not in small._remembered
