@@ -18,6 +18,7 @@ import msgspec
 from gateway.composing import SHAPES, PromptShape, Turn, compose
 from gateway.config import AnswersConfig
 from gateway.desk import Desk
+from gateway.echo import EchoFilter
 from gateway.grounding import Citation, MarkerFilter, Unsupported, ground
 from gateway.repetition import RepetitionGuard
 from gateway.wire import Answer, PassageView, QuoteView, Timings, UsageView
@@ -150,7 +151,8 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         return
 
     said: list[str] = []
-    markers, guard, opening = MarkerFilter(len(given)), RepetitionGuard(), Opening(prompt.reply_prefix)
+    echo, markers, guard = EchoFilter(), MarkerFilter(len(given)), RepetitionGuard()
+    opening = Opening(prompt.reply_prefix)
     finished = Finished("abort", Usage(0, 0))
     try:
         async with aclosing(
@@ -161,22 +163,23 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
             async for event in stream:
                 match event:
                     case TextDelta():
-                        if guard.repeating:
+                        if guard.repeating or echo.ended:
                             continue  # already aborted: only the end is waited for, since it knows the usage
                         if clock.token():
                             desk.metrics.first_token.observe(clock.last_token - clock.arrived)
-                        text = opening.feed(guard.feed(markers.feed(event.text)))
+                        text = opening.feed(guard.feed(markers.feed(echo.feed(event.text))))
                         if text:
                             said.append(text)
                             yield Delta(text)
-                        if guard.repeating:
+                        if guard.repeating or echo.ended:
                             backend.abort(ask.request_id)
                     case Finished():
                         finished = event
     finally:
         # Synchronous on purpose: when the client has gone, a clean-up that awaits may not get to run.
         backend.abort(ask.request_id)
-    rest = opening.feed(guard.feed(markers.finish()) + guard.finish(cut=finished.reason == "length"))
+    last = guard.feed(markers.feed(echo.finish()) + markers.finish())
+    rest = opening.feed(last + guard.finish(cut=finished.reason == "length"))
     if rest:
         said.append(rest)
         yield Delta(rest)
@@ -192,7 +195,8 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
             completion_tokens=usage.completion_tokens,
         ),
     )
-    yield Done(ask.request_id, "repetition" if guard.repeating else finished.reason)
+    reason = "repetition" if guard.repeating else "stop" if echo.ended else finished.reason
+    yield Done(ask.request_id, reason)
 
 
 class Opening:

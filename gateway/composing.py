@@ -48,6 +48,7 @@ SYSTEM = (
     "and say so when they do not hold the answer."
 )
 HINT_INTRO = "The sentences closest to the question:\n"
+CONVERSATION_INTRO = "The conversation so far:\n"
 
 SHAPES: dict[str, PromptShape] = {
     "plain": PromptShape(system=SYSTEM),
@@ -102,7 +103,7 @@ def document_segment(passage: Passage) -> Segment:
 def _conversation(history: Sequence[Turn]) -> str:
     names = {"user": "User", "assistant": "Assistant"}
     turns = "\n".join(f"{names[turn.role]}: {turn.content}" for turn in history)
-    return f"The conversation so far:\n{turns}\n\n"
+    return f"{CONVERSATION_INTRO}{turns}\n\n"
 
 
 def _closing(shape: PromptShape, question: str, hints: Sequence[Quote]) -> str:

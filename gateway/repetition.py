@@ -7,14 +7,18 @@ let through as soon as it differs, and dropped when it turns out to be the same.
 from __future__ import annotations
 
 import re
+from collections import deque
 
 _LONE_BULLET = re.compile(r"\s*(?:[-*•–—]|\d+[.)])?\s*")
 MIN_CHARACTERS = 24  # shorter sentences may well be said twice
+MAX_PERIOD = 8  # words
+TURNS = 4  # so often may a few words follow themselves
 BULLETS = frozenset("-*•–—0123456789.)")
 
 
 class RepetitionGuard:
-    """Feed it the stream; it gives what may be shown.  `repeating` turns true at the first sentence said twice."""
+    """Feed it the stream; it gives what may be shown.  `repeating` turns true at the first sentence said twice, or
+    where a few words follow themselves again and again."""
 
     def __init__(self) -> None:
         self.repeating = False
@@ -23,6 +27,8 @@ class RepetitionGuard:
         self._sentence: list[str] = []  # lower case, white space as one blank, without its bullet
         self._word = 0  # letters and digits just before
         self._alike = True
+        self._letters: list[str] = []  # of the word being read
+        self._words: deque[str] = deque(maxlen=MAX_PERIOD * TURNS)
 
     def feed(self, text: str) -> str:
         out: list[str] = []
@@ -45,6 +51,12 @@ class RepetitionGuard:
         self._word = self._word + 1 if char.isalnum() else 0
         self._held.append(char)
         self._note(char)
+        if char.isalnum():
+            self._letters.append(char.lower())
+        elif char.isspace() and self._turns():
+            self.repeating = True
+            self._let_go(out)
+            return
         if self._alike and self._sentence:
             so_far = "".join(self._sentence).rstrip()
             self._alike = any(said.startswith(so_far) for said in self._said)
@@ -52,6 +64,19 @@ class RepetitionGuard:
             self._end(out)
         elif not self._alike:
             self._let_go(out)
+
+    def _turns(self) -> bool:
+        """Whether the words up to here are the same few, TURNS times over."""
+        if not self._letters:
+            return False
+        self._words.append("".join(self._letters))
+        self._letters.clear()
+        words = list(self._words)
+        for period in range(1, len(words) // TURNS + 1):
+            last = words[-period * TURNS :]
+            if last == last[:period] * TURNS and sum(map(len, last)) >= MIN_CHARACTERS:
+                return True
+        return False
 
     def _note(self, char: str) -> None:
         if char.isspace():

@@ -151,7 +151,7 @@ def test_a_failing_backend(client, backend, error, status, code, retry):
 
 
 def test_a_stream_that_breaks_ends_with_an_error_and_never_with_done(client, backend):
-    backend.error, backend.error_after = GenerationFailed("broken"), 2
+    backend.error, backend.error_after = GenerationFailed("broken"), 3
     names = [name for name, _ in events(client.post("/v1/answers", json=QUESTION | {"stream": True}).text)]
     assert names == ["sources", "delta", "delta", "error"]
 

@@ -48,6 +48,21 @@ def test_an_answer_cut_short_ends_in_no_lone_bullet(text: str, left: str):
     assert guard.feed(text) + guard.finish() == text
 
 
+@pytest.mark.parametrize("period", ["dynamic, ", "Microsoft Corporation | ", "ID: TM-447821 and "])
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_few_words_that_follow_themselves_are_stopped(period: str, size: int):
+    shown, repeating = guarded(f"Python is a {period * 40}", size)
+    assert repeating
+    assert shown.rstrip(" |") == f"Python is a {period * 4}".rstrip(" |")
+
+
+@pytest.mark.parametrize(
+    "text", ["It is very, very, very good. ", "1 1 1 1 1 0 0 0 0 0 1 1 ", "no no no no no no yes "]
+)
+def test_a_little_emphasis_is_left_alone(text: str):
+    assert guarded(text) == (text, False)
+
+
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(st.text(alphabet='ab. \n"', max_size=80), st.integers(1, 10))
 def test_cutting_the_stream_changes_nothing(text: str, size: int):
