@@ -89,6 +89,8 @@ class AnswerPrinter:
             click.echo(msgspec.json.encode(whole).decode())
             return
         click.echo()
+        if self._events.get("done", {}).get("finish_reason") == "length":
+            click.echo("(cut here: the answer reached its length limit; --max-tokens raises it)")
         sources = self._events.get("sources", {})
         refused = sources.get("refused")
         if sources.get("sources"):

@@ -44,6 +44,7 @@ async function submit(question, { push = true } = {}) {
         if (refused) view.refuse();
       } else if (name === "citations" && !refused) view.grounds(data);
       else if (name === "usage") view.footer(data);
+      else if (name === "done" && data.finish_reason === "length") view.cut();
     }
     say(refused ? view.text : `Answer: ${view.text}`);
   } catch (error) {

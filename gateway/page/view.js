@@ -91,6 +91,11 @@ export class AnswerView {
     $("sources").childNodes.forEach((item, index) => item.classList.toggle("cited", cited.has(index + 1)));
   }
 
+  /** The answer ended at the limit of its length. */
+  cut() {
+    $("text").append(element("p", { className: "legend", text: "Cut here: the answer reached its length limit." }));
+  }
+
   footer({ usage, timings }) {
     const parts = [];
     if (timings.retrieval_ms !== null) parts.push(`retrieval ${Math.round(timings.retrieval_ms)} ms`);
