@@ -82,13 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def served(data: Path | None, port: int | None) -> Iterator[str]:
-    """A demo server of our own while the block runs: the sample corpus goes in if the store is empty.
+def served(data: Path | None, port: int | None, how: str = "demo") -> Iterator[str]:
+    """A server of our own while the block runs, `demo` (the sample corpus goes in if the store is empty) or `serve`.
 
     Raises RunError, with the end of the server's output, if it does not become ready."""
-    port = port or _free_port()
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "gateway.cli", "demo", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "gateway.cli", how, "--host", "127.0.0.1", "--port", str(port)]
     if data is not None:
         command += ["--data", str(data)]
     with tempfile.TemporaryFile() as output:
@@ -100,7 +100,7 @@ def served(data: Path | None, port: int | None) -> Iterator[str]:
             if server.poll() is not None:
                 raise RunError(f"the server stopped during the run (exit code {server.returncode}):\n{_tail(output)}")
         finally:
-            _stop(server)
+            stop(server)
 
 
 def ask_for_a_while(url: str, spikes: Spikes) -> dict:
@@ -173,7 +173,8 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes], output) -> None
     raise RunError(f"the server was not ready within {START_SECONDS} s:\n{_tail(output)}")
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL for one that does not go."""
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
         try:
@@ -188,7 +189,7 @@ def _tail(output, lines: int = 20) -> str:
     return "\n".join(output.read().decode("utf-8", "replace").splitlines()[-lines:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

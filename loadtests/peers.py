@@ -1,0 +1,193 @@
+"""Our engine beside its peers: the same requests, the same weights, this machine, one after the other.
+
+    python -m loadtests.peers --models FOLDER --openvino PYTHON --vllm VLLM --repeats 3
+
+FOLDER is made by `python -m loadtests.peer_models FOLDER`.  PYTHON is one that has `openvino-genai`, VLLM the `vllm`
+command of an installation for the CPU; a peer that is not given is left out.  In each repeat every contender is
+started, runs the closed and the spiky workload (loadtests.rag) from a cold cache, and is stopped, so that what slows
+the machine for a while slows all of them.  Writes peers.md and peers.json: medians, the spread, and ratios to ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from loadtests import rag, report
+from loadtests.run import RESULTS, RunError, free_port, served, stop
+
+SCENARIOS = {"closed": False, "spiky": True}
+FIGURES = {  # name in the summary: title, unit, is more better
+    "requests_per_s": ("requests/s", True),
+    "ttft_p50": ("first token p50, s", False),
+    "ttft_p95": ("first token p95, s", False),
+    "tpot_p50": ("time per token p50, s", False),
+    "itl_p99": ("gap between tokens p99, s", False),
+    "cached_share": ("prompt from cache", True),
+}
+START_SECONDS = 600
+
+Runner = Callable[[str, int], dict[str, dict[str, float]]]
+
+
+def ours(order: str, salt: int) -> dict[str, dict[str, float]]:
+    """A whole server over HTTP: the gateway, retrieval's embedder, and the engine."""
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder), None, "serve") as url:
+        return _over_http(url, "smollm2", order, salt)
+
+
+def openvino(python: str, model: Path) -> Runner:
+    def run(order: str, salt: int) -> dict[str, dict[str, float]]:
+        found = {}
+        for name, spiky in SCENARIOS.items():
+            command = [python, "-m", "loadtests.peer_openvino", str(model), "--order", order, "--salt", str(salt)]
+            done = subprocess.run([*command, *(["--spiky"] if spiky else [])], capture_output=True, text=True)
+            if done.returncode:
+                raise RunError(f"OpenVINO GenAI failed:\n{done.stderr[-2000:]}")
+            found[name] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return run
+
+
+def vllm(command: str, model: Path) -> Runner:
+    def run(order: str, salt: int) -> dict[str, dict[str, float]]:
+        with _vllm_served(command, model) as url:
+            return _over_http(url, str(model), order, salt)
+
+    return run
+
+
+@contextlib.contextmanager
+def _vllm_served(command: str, model: Path) -> Iterator[str]:
+    port = free_port()
+    options = ["--dtype", "bfloat16", "--enable-prefix-caching", "--max-model-len", "4096", "--max-num-seqs", "32"]
+    options += ["--max-num-batched-tokens", "512", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
+    with tempfile.TemporaryFile() as output:
+        server = subprocess.Popen(
+            [command, "serve", str(model), *options], env=settings | os.environ, stdout=output, stderr=output
+        )
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not _answers(f"http://127.0.0.1:{port}/health"):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    output.seek(0)
+                    raise RunError(f"vLLM did not start:\n{output.read().decode(errors='replace')[-2000:]}")
+                time.sleep(1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop(server)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _over_http(url: str, model: str, order: str, salt: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for n, (name, spiky) in enumerate(SCENARIOS.items()):
+        warm, requests = rag.plan(spiky, order, salt + n)
+        asyncio.run(rag.drive(url, model, warm, spiky=False))
+        found[name] = rag.summarise(asyncio.run(rag.drive(url, model, requests, spiky)))
+    return found
+
+
+def main() -> int:
+    options = _options()
+    contenders: dict[str, Runner] = {"refdesk": ours}
+    if options.openvino:
+        contenders["OpenVINO GenAI"] = openvino(options.openvino, options.models / "f16.gguf")
+    if options.vllm:
+        contenders["vLLM"] = vllm(options.vllm, options.models / "hf")
+    runs: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in contenders}
+    environment = report.environment()
+    for repeat in range(options.repeats):
+        for name, run in contenders.items():
+            try:
+                runs[name].append(run(options.order, 100 * (repeat + 1)))
+            except RunError as error:
+                print(f"peers: {error}", file=sys.stderr)
+                return 2
+            print(name, json.dumps(runs[name][-1]), flush=True)
+    record = {
+        "command": shlex.join(["python", "-m", "loadtests.peers", *_told(options)]),
+        "order": options.order,
+        "runs": runs,
+        "environment": environment,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "peers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (options.out / "peers.md").write_text(markdown(record), encoding="utf-8")
+    print(markdown(record))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", type=Path, required=True, help="folder with hf/ and f16.gguf")
+    parser.add_argument("--openvino", help="a Python that has openvino-genai")
+    parser.add_argument("--vllm", help="the vllm command")
+    parser.add_argument("--order", choices=rag.ORDERS, default="ranked")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def _told(options: argparse.Namespace) -> list[str]:
+    peers = [word for name in ("openvino", "vllm") if getattr(options, name) for word in (f"--{name}", "…")]
+    return ["--models", "…", *peers, "--order", options.order, "--repeats", str(options.repeats)]
+
+
+def markdown(record: dict) -> str:
+    runs, where = record["runs"], record["environment"]
+    computer = where["machine"]
+    lines = [
+        "# The engine and its peers on one RAG workload",
+        "",
+        f"`{record['command']}`: SmolLM2-135M-Instruct, order of passages {record['order']}, medians (least – most). "
+        "OpenVINO GenAI runs in its client's process, the others answer over HTTP.",
+        "",
+    ]
+    for scenario in SCENARIOS:
+        lines += [f"## {scenario}", "", "| | " + " | ".join(t for t, _ in FIGURES.values()) + " | failed |"]
+        lines += ["|---|" + "---|" * (len(FIGURES) + 1)]
+        for name, found in runs.items():
+            cells = [_spread([run[scenario][figure] for run in found]) for figure in FIGURES]
+            failed = sum(run[scenario]["failed"] for run in found)
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {failed} |")
+        lines.append("")
+    lines += [
+        f"Measured on {computer['cores']} cores ({computer['cpu']}), {computer['ram_gib']} GiB; "
+        + ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+        + f"; commit {where['commit']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} – {max(values):.3g})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
