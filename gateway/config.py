@@ -86,7 +86,8 @@ class Config(Section):
 
     @property
     def data_dir(self) -> Path:
-        return Path(self.data).expanduser() if self.data else default_data_dir()
+        """Raises ConfigError where it hangs on a home directory that can't be found."""
+        return _directory(self.data)
 
 
 def default_data_dir() -> Path:
@@ -110,7 +111,7 @@ def load_config(
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     if path is None:
         data = overrides.get("data") or environ.get(PREFIX + "DATA")
-        beside = (Path(data).expanduser() if data else default_data_dir()) / FILE_NAME
+        beside = _directory(data) / FILE_NAME
         path = beside if beside.is_file() else None
     settings = _read(path) if path else {}
     origin = str(path) if path else "settings"
@@ -122,6 +123,7 @@ def load_config(
             _put(settings, keys, value)
     for key, value in overrides.items():
         _put(settings, key.split("."), value)
+        variables.pop(key, None)
     if isinstance(settings.get("backend"), dict):
         settings["backend"] = {"kind": "engine"} | settings["backend"]
     try:
@@ -129,7 +131,9 @@ def load_config(
         config = msgspec.convert(settings, Config, strict=False)
     except msgspec.ValidationError as error:
         key, explanation = _explain(str(error), settings)
-        raise ConfigError(f"{variables.get(key, origin)}: {explanation}") from None
+        # REFDESK_A__B is what makes `a` a key, where `a` alone is what is wrong.
+        variable = next((name for dotted, name in variables.items() if f"{dotted}.".startswith(f"{key}.")), origin)
+        raise ConfigError(f"{variable}: {explanation}") from None
     from gateway.composing import SHAPES
 
     if config.answers.prompt not in SHAPES:
@@ -138,6 +142,13 @@ def load_config(
             f"shape; allowed: {', '.join(SHAPES)}"
         )
     return config
+
+
+def _directory(data: str | None) -> Path:
+    try:
+        return Path(data).expanduser() if data else default_data_dir()
+    except RuntimeError:
+        raise ConfigError(f"data: no home directory for {data or '~'!r}; give the full path") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def test_the_file_in_the_data_directory_is_found(tmp_path):
         ("", {"REFDESK_PORT": "1"}, ["REFDESK_PORT", "port is not a setting", "data, server"]),
         ("", {"REFDESK_BACKEND__SIZE": "1"}, ["REFDESK_BACKEND__SIZE", "backend.size"]),
         ("", {"REFDESK_ANSWERS__PROMPT": "odd"}, ["REFDESK_ANSWERS__PROMPT", "'odd'"]),
+        ("", {"REFDESK_SERVER__PORT": "-1"}, ["REFDESK_SERVER__PORT", "server.port", ">= 0"]),
+        ("", {"REFDESK_BACKEND__THREADS": "many"}, ["REFDESK_BACKEND__THREADS", "backend.threads", "int"]),
+        ("", {"REFDESK_A__B__C": "1"}, ["REFDESK_A__B__C: a is not a setting"]),
+        ("", {"REFDESK_SERVER__FOO__BAR": "1"}, ["REFDESK_SERVER__FOO__BAR: server.foo is not a setting"]),
+        ("", {"REFDESK_SERVER__PORT__X": "1"}, ["REFDESK_SERVER__PORT__X: server.port"]),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, toml: str, environ: dict[str, str], names: list[str]):
@@ -69,6 +74,20 @@ def test_what_is_wrong_is_named(tmp_path, toml: str, environ: dict[str, str], na
     message = str(caught.value)
     assert "\n" not in message
     assert all(name in message for name in names), message
+
+
+def test_what_the_command_line_says_is_not_blamed_on_the_environment(tmp_path):
+    with pytest.raises(ConfigError, match="server.port") as caught:
+        load(tmp_path, "", {"REFDESK_SERVER__PORT": "81"}, **{"server.port": 99999})
+    assert "REFDESK" not in str(caught.value)
+
+
+def test_a_home_that_nobody_has(tmp_path):
+    config = load(tmp_path, 'data = "~nosuchuser/x"')
+    with pytest.raises(ConfigError, match="~nosuchuser"):
+        str(config.data_dir)
+    with pytest.raises(ConfigError, match="~nosuchuser"):
+        load_config(environ={"REFDESK_DATA": "~nosuchuser/x"})
 
 
 def test_a_file_that_is_not_there(tmp_path):
