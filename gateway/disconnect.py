@@ -11,9 +11,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from litestar.types import Receive
+from litestar.types import Receive, Scope
 
 T = TypeVar("T")
+
+# Where a connection's own `abort` is in the state that comes with its requests, see `gateway.serving`.
+CUT = "refdesk_cut"
 
 
 class ClientGone(Exception):
@@ -24,6 +27,17 @@ async def disconnected(receive: Receive) -> None:
     """Return when the client has gone.  The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def cut(scope: Scope, watch: asyncio.Task[None]) -> None:
+    """End the connection now, with what its client left unread; `watch` is what waits for its disconnect.
+
+    Returning is not enough: a server closes only after the last byte was taken.  Where it isn't ours, that is all."""
+    abort = scope.get("state", {}).get(CUT)
+    if abort is not None:
+        abort()
+        # A response that ends before its connection does is a fault to uvicorn.
+        await asyncio.wait((watch,))
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

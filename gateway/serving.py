@@ -17,10 +17,13 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from litestar import Litestar
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from gateway.app import create_app
 from gateway.config import Config
 from gateway.desk import Desk
+from gateway.disconnect import CUT
 from inference import Backend
 from retrieval import Library
 
@@ -67,12 +70,29 @@ def address_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with our drain at the first signal and exit code 0 after it."""
+class Connection(AutoHTTPProtocol):
+    """uvicorn's connection; its requests know how to cut it off from a client that doesn't read."""
 
-    def __init__(self, config: uvicorn.Config, desk: Desk):
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, CUT: transport.abort}
+
+
+class Server(uvicorn.Server):
+    """uvicorn for one app, with our drain at the first signal and exit code 0 after it."""
+
+    def __init__(self, app: Litestar):
+        self._desk: Desk = app.state.desk
+        drain_seconds = self._desk.config.server.drain_seconds
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=int(drain_seconds + GRACE_SECONDS + 0.5),
+        )
         super().__init__(config)
-        self._desk = desk
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -98,16 +118,7 @@ def serve(
     """Serve until a signal.  Raises what kept the library or the backend from opening."""
     app = create_app(config, library=library, backend=backend)
     desk: Desk = app.state.desk
-    server = Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=int(config.server.drain_seconds + GRACE_SECONDS + 0.5),
-        ),
-        desk,
-    )
+    server = Server(app)
 
     def fail() -> None:
         server.should_exit = True

@@ -6,13 +6,13 @@
 
 The pump never waits for the client: what the client hasn't taken yet is merged in the outbox, so a
 slow reader holds at most one answer's text here and nothing at all in the engine.  One that takes
-nothing for `slow_reader_seconds` is let go.  However it ends, `abort` is called, synchronously.
+nothing for `slow_reader_seconds` is let go, connection and all.  However it ends, `abort` is called,
+synchronously.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -20,10 +20,10 @@ from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from litestar import Request, Response
-from litestar.types import Receive, Scope, Send
+from litestar.types import Message, Receive, Scope, Send
 
 from gateway.desk import Desk
-from gateway.disconnect import ClientGone, disconnected, unless_disconnected
+from gateway.disconnect import ClientGone, cut, disconnected, unless_disconnected
 from gateway.errors import ShuttingDown
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
+
+
+class SlowReader(Exception):
+    """The client took nothing for `slow_reader_seconds`."""
 
 
 class Outbox(Generic[E]):
@@ -122,6 +126,10 @@ class EventStream(Response[Any], Generic[E]):
             completed = await self._send_all(send)
             if not completed:
                 self._desk.metrics.aborted.inc()
+        except SlowReader:
+            logger.warning("request %s: the client takes nothing; connection cut", self._request_id)
+            self._desk.metrics.aborted.inc()
+            await cut(scope, watch)
         finally:
             unlisten()
             watch.cancel()
@@ -145,41 +153,50 @@ class EventStream(Response[Any], Generic[E]):
             self._outbox.end()
 
     async def _send_all(self, send: Send) -> bool:
-        """True when the stream came to its own end, error events included."""
+        """True when the stream came to its own end, error events included.  Raises SlowReader."""
         try:
             event = await self._outbox.get()
         except ClientGone:
             return False
         headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send(send, {"type": "http.response.start", "status": 200, "headers": headers})
         own_end = True
         try:
             while event is not None:
-                await self._send(send, self._encode(event))
+                await self._say(send, self._encode(event))
                 event = await self._next(send)
         except ClientGone:
             return False
-        except TimeoutError:
-            logger.warning("request %s: the client takes nothing; stream ended", self._request_id)
-            return False
+        except SlowReader:
+            raise
         except Exception as error:
             own_end = not isinstance(error, ShuttingDown)
-            await self._send(send, self._encode_error(error))
+            await self._say(send, self._encode_error(error))
         if self._closing:
-            await self._send(send, self._closing)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._say(send, self._closing)
+        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
         return own_end
 
     async def _next(self, send: Send) -> E | None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._desk.config.server.heartbeat_seconds):
+            quiet = asyncio.timeout(self._desk.config.server.heartbeat_seconds)
+            try:
+                async with quiet:
                     return await self._outbox.get()
-            await self._send(send, HEARTBEAT)
+            except TimeoutError:
+                if not quiet.expired():
+                    raise  # the producer's own
+            await self._say(send, HEARTBEAT)
 
-    async def _send(self, send: Send, data: bytes) -> None:
-        async with asyncio.timeout(self._desk.config.server.slow_reader_seconds):
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+    async def _say(self, send: Send, data: bytes) -> None:
+        await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _send(self, send: Send, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._desk.config.server.slow_reader_seconds):
+                await send(message)
+        except TimeoutError:
+            raise SlowReader from None
 
 
 def server_sent_event(name: str, data: bytes) -> bytes:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from litestar.testing import TestClient
 
 from gateway.app import create_app
@@ -64,7 +63,7 @@ def running(config: Config, library: FakeLibrary | None, backend: FakeBackend | 
     app = create_app(config, library=library, backend=backend)
     sock = bind("127.0.0.1", 0)
     url, port = address_of(sock), sock.getsockname()[1]
-    server = Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=3), app.state.desk)
+    server = Server(app)
     thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
     thread.start()
     try:

@@ -116,7 +116,7 @@ def test_others_go_on(live, backend):
     until(lambda: not backend.running)
 
 
-def test_a_reader_that_never_reads_is_let_go(config, library, backend):
+def test_a_reader_that_never_reads_is_let_go_with_its_connection(config, library, backend, caplog):
     import msgspec
 
     from tests.gateway.conftest import running
@@ -129,4 +129,9 @@ def test_a_reader_that_never_reads_is_let_go(config, library, backend):
         until(lambda: backend.running)
         until(lambda: not backend.running)
         assert live.get_metric("refdesk_aborted_total") == 1
+        # uvicorn's own way to close waits until the client has read all.
+        state = live.server.server_state
+        until(lambda: not state.connections and not state.tasks)
         sock.close()
+    assert "connection cut" in caplog.text
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -10,7 +10,7 @@ import pytest
 from gateway.answering import Delta, Done, merge_deltas
 from gateway.config import Config, ServerConfig
 from gateway.desk import Desk
-from gateway.disconnect import ClientGone, unless_disconnected
+from gateway.disconnect import CUT, ClientGone, unless_disconnected
 from gateway.streams import HEARTBEAT, EventStream, Outbox
 
 
@@ -69,6 +69,7 @@ class Stream:
     async def send(self, message: dict) -> None:
         self.sent.append(message)
         self._news.set()
+        await asyncio.sleep(0)  # else a stream that never ends could not be timed out
 
     async def says(self, what: bytes) -> None:
         while what not in self.body:
@@ -79,8 +80,8 @@ class Stream:
     def body(self) -> bytes:
         return b"".join(message.get("body", b"") for message in self.sent)
 
-    async def run(self, receive=forever, send=None) -> None:
-        await self.response.to_asgi_response()({}, receive, send or self.send)
+    async def run(self, receive=forever, send=None, scope=None) -> None:
+        await self.response.to_asgi_response()(scope or {}, receive, send or self.send)
 
 
 async def test_a_quiet_stream_has_heartbeats():
@@ -122,6 +123,40 @@ async def test_a_producer_that_never_waits_does_not_keep_the_disconnect_from_bei
     await asyncio.wait_for(stream.run(receive, send), 10)
     assert stream.aborted == ["r1"]
     assert stream.sent[-1]["more_body"]
+
+
+@pytest.mark.parametrize("stuck_at", [b"", b'{"text":"a"}', b"E:RuntimeError", b"closed"])
+async def test_a_client_that_stops_reading_is_cut_off_wherever_the_stream_is(stuck_at):
+    """Only what was said in the middle had a limit: a client that left the end unread was waited for for ever."""
+    cut = asyncio.Event()
+
+    async def events():
+        yield Delta("a")
+        raise RuntimeError("broken")
+
+    async def receive():
+        await cut.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.body" and message["body"] == stuck_at:
+            await forever()
+        stream.sent.append(message)
+
+    stream = Stream(events(), slow_reader_seconds=0.01)
+    await asyncio.wait_for(stream.run(receive, send, {"state": {CUT: cut.set}}), 10)
+    assert cut.is_set()
+    assert stream.aborted == ["r1"]
+
+
+async def test_a_producer_that_timed_out_is_an_error_and_no_silence():
+    async def events():
+        yield Delta("a")
+        raise TimeoutError("the database")
+
+    stream = Stream(events())
+    await asyncio.wait_for(stream.run(), 10)
+    assert stream.body == b'{"text":"a"}E:TimeoutErrorclosed'
 
 
 async def test_the_drain_deadline_ends_a_stream_with_an_error_event():
