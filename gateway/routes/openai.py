@@ -22,7 +22,7 @@ from litestar.params import FromPath, JSONBody
 from gateway.answering import Ask, Clock, Delta, Done, Grounds, Sources, Spent, answer
 from gateway.composing import Turn
 from gateway.desk import Desk
-from gateway.errors import ApiError, OpenAIErrorBody, openai_error, problem_of
+from gateway.errors import ApiError, OpenAIErrorBody, ShuttingDown, openai_error, problem_of
 from gateway.identity import request_id
 from gateway.openai_shapes import ChatShape, Ending, Event, Piece, Shape, TextShape, merge_pieces
 from gateway.openai_wire import (
@@ -48,6 +48,7 @@ from inference import (
     Segment,
     TextDelta,
     TextPrompt,
+    Unavailable,
     Usage,
 )
 
@@ -160,10 +161,21 @@ async def _generate(desk: Desk, own_id: str, prompt: Prompt, sampling: Sampling)
                         yield Piece(event.text)
                     case Finished():
                         desk.metrics.count_usage(event.usage)
-                        yield Ending(event.reason, event.usage)
+                        yield Ending(_reason(desk, event.reason), event.usage)
     finally:
         # Synchronous on purpose, see answering.
         backend.abort(own_id)
+
+
+def _reason(desk: Desk, reason: str) -> str:
+    """OpenAI's word for why an answer ended.  It has none for one that was broken off: that is an error."""
+    match reason:
+        case "abort":
+            raise ShuttingDown if desk.drain.begun else Unavailable("the model broke its answer off: ask again")
+        case "refused" | "repetition":
+            return "stop"
+        case _:
+            return reason
 
 
 def _conversation(data: ChatCompletionRequest) -> ChatPrompt:
@@ -225,7 +237,7 @@ async def _from_documents(desk: Desk, ask: Ask) -> AsyncGenerator[Event, None]:
                     spent = event.usage
                     usage = Usage(spent.prompt_tokens, spent.completion_tokens, spent.cached_tokens)
                 case Done():
-                    reason = "stop" if event.finish_reason in ("refused", "repetition") else event.finish_reason
+                    reason = _reason(desk, event.finish_reason)
     yield Ending(reason, usage, about)
 
 
@@ -270,7 +282,6 @@ async def _reply(
 
 async def _collected(shape: Shape, events: AsyncGenerator[Event, None]) -> Completion:
     text: list[str] = []
-    ending = Ending("abort", Usage(0, 0))
     async with aclosing(events) as stream:
         async for event in stream:
             match event:

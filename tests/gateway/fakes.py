@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from inference import (
     Capabilities,
     Finished,
+    FinishReason,
     GenerationEvent,
     GenerationRequest,
     Health,
@@ -189,6 +190,7 @@ class FakeBackend:
         self.aborted: list[str] = []
         self.error: Exception | None = None
         self.error_after: int | None = None
+        self.ends: FinishReason = "stop"
         self.endless = False
         self.ready = Health(True)
         self.gate: asyncio.Event | None = None
@@ -213,7 +215,7 @@ class FakeBackend:
                     yield TextDelta(piece)
                 if not self.endless:
                     break
-            yield Finished("stop", Usage(10, said, 4), queued_seconds=0.001)
+            yield Finished(self.ends, Usage(10, said, 4), queued_seconds=0.001)
         finally:
             self.running.discard(request.request_id)
 

@@ -184,6 +184,22 @@ def test_an_error_before_the_first_token_keeps_its_status(client, backend):
     assert response.json()["error"]["code"] == "overloaded"
 
 
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [("/v1/completions", TEXT), ("/v1/chat/completions", BARE), ("/v1/chat/completions", CHAT)],
+)
+@pytest.mark.parametrize(("draining", "code"), [(False, "backend_unavailable"), (True, "shutting_down")])
+def test_an_answer_that_was_broken_off_is_an_error(client, backend, path, request_, draining, code):
+    """`finish_reason` "abort" is none of OpenAI's: strict clients fail to read it, others take the answer as whole."""
+    backend.ends = "abort"
+    client.app.state.desk.drain.begun = draining
+    response = client.post(path, json=request_)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, code)
+    *parts, last = chunks(client.post(path, json=request_ | {"stream": True}).text)
+    assert last["error"]["code"] == code
+    assert all(part["choices"][0]["finish_reason"] is None for part in parts)
+
+
 def test_an_error_in_the_stream_comes_before_done(client, backend):
     backend.error, backend.error_after = GenerationFailed("broken"), 2
     *_, last = chunks(client.post("/v1/completions", json=TEXT | {"stream": True}).text)
