@@ -179,8 +179,6 @@ def _framework(error: HTTPException) -> tuple[str, str]:
             return "too_large", "the request is larger than this server takes"
         case 415:
             return "unsupported_media_type", error.detail
-        case 400 if "multipart" in error.detail:
-            return "invalid_request", "send a multipart/form-data body with the document in the field `file`"
         case _:
             return "invalid_request", _first_complaint(error)
 

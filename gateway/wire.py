@@ -12,12 +12,13 @@ from msgspec import Meta
 from gateway.composing import Turn
 from gateway.errors import ApiError
 from gateway.grounding import Citation, Unsupported
+from gateway.naming import MAX_CHARACTERS
 from retrieval import Passage, Quote
 
 T = TypeVar("T")
 
 Text = Annotated[str, Meta(min_length=1, max_length=100_000)]
-CollectionName = Annotated[str, Meta(min_length=1, max_length=200)]
+CollectionName = Annotated[str, Meta(min_length=1, max_length=MAX_CHARACTERS)]
 
 
 class AnswerRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

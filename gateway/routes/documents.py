@@ -6,28 +6,20 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, delete, get, post
-from litestar.datastructures import UploadFile
 from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.params import FromPath, FromQuery, MultipartBody, QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from gateway.config import Config
 from gateway.desk import Desk
 from gateway.errors import ApiError, Problem
+from gateway.uploads import UploadOperation, read_upload
 from retrieval import Document
 
 BAD_REQUEST = {400: ResponseSpec(Problem, description="The request is not valid", generate_examples=False)}
 NOT_FOUND = {404: ResponseSpec(Problem, description="No such document", generate_examples=False)}
 MULTIPART_OVERHEAD = 64 * 1024
-DEFAULT_COLLECTION = "default"
-
-
-class Upload(msgspec.Struct, kw_only=True):
-    """A multipart form: the `file`, and the `collection` to put it in."""
-
-    file: UploadFile
-    collection: str = DEFAULT_COLLECTION
 
 
 class DocumentPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +45,7 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
     @post(
         "/v1/documents",
         status_code=201,
+        operation_class=UploadOperation,
         request_max_body_size=most + MULTIPART_OVERHEAD,
         tags=["documents"],
         summary="Add a document",
@@ -63,22 +56,12 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
             422: ResponseSpec(Problem, description="Not a document that can be read", generate_examples=False),
         },
     )
-    async def upload(
-        request: Request,
-        desk: NamedDependency[Desk],
-        data: MultipartBody[Upload],
-    ) -> Response[Document]:
+    async def upload(request: Request, desk: NamedDependency[Desk]) -> Response[Document]:
         library = desk.library
-        name = data.file.filename.replace("\\", "/").rsplit("/", 1)[-1].strip()
-        if not name or "\x00" in name or len(name) > 255:
-            raise ApiError(400, "invalid_value", "file: give the file a name of 1 to 255 characters", param="file")
-        collection = data.collection.strip()
-        if not collection or "\x00" in collection or len(collection) > 200:
-            raise ApiError(400, "invalid_value", "collection: 1 to 200 characters", param="collection")
-        content = await data.file.read()
-        if len(content) > most:
-            raise ApiError(413, "too_large", f"{name} is larger than {config.server.max_upload_mb} MB")
-        document = await desk.write(library.ingest_bytes, name, content, collection=collection)
+        sent = await read_upload(request)
+        if len(sent.content) > most:
+            raise ApiError(413, "too_large", f"{sent.name} is larger than {config.server.max_upload_mb} MB")
+        document = await desk.write(library.ingest_bytes, sent.name, sent.content, collection=sent.collection)
         return Response(
             document, status_code=201, headers={"Location": f"/v1/documents/{document.document_id}"}
         )  # fmt: skip

@@ -71,6 +71,76 @@ def test_a_form_that_is_none(client, request_):
     assert response.headers["content-type"] == "application/problem+json"
 
 
+def form(*parts: tuple[bytes, bytes]) -> dict:
+    """A form out of raw headers and bodies, with what libraries would not send."""
+    body = b"".join(b"--B\r\n%s\r\n\r\n%s\r\n" % part for part in parts) + b"--B--\r\n"
+    return {"content": body, "headers": {"content-type": "multipart/form-data; boundary=B"}}
+
+
+FILE = (b'Content-Disposition: form-data; name="file"; filename="a.txt"', b"Words.")
+FIELD = b'Content-Disposition: form-data; name="collection"'
+CHARSET = b"\r\nContent-Type: text/plain; charset="
+
+
+@pytest.mark.parametrize(
+    ("parts", "field", "says"),
+    [
+        ([FILE, (FIELD, b"\xff")], "collection", "not valid UTF-8"),
+        ([FILE, (FIELD + CHARSET + b"nosuch", b"a")], "collection", "'nosuch'"),
+        ([FILE, (FIELD + CHARSET + b"zlib", b"a")], "collection", "'zlib'"),
+        ([FILE, (FIELD + CHARSET + b"unicode_escape", b"\\ud800")], "collection", "1 to 200"),
+        ([FILE, (FIELD, b"a\0b")], "collection", "1 to 200"),
+        ([FILE, (FIELD, b" ")], "collection", "1 to 200"),
+        ([FILE, (FIELD, b"a" * 201)], "collection", "1 to 200"),
+        ([FILE, (FIELD, b"a"), (FIELD, b"b")], "collection", "one per request"),
+        ([FILE, FILE], "file", "one per request"),
+        ([(FIELD, b"a")], "file", "file is missing"),
+        ([(b'Content-Disposition: form-data; name="file"', b"Words.")], "file", "without a file name"),
+        ([(b'Content-Disposition: form-data; name="file"; filename=""', b"")], "file", "1 to 255"),
+        ([(b'Content-Disposition: form-data; name="file"; filename="a/"', b"")], "file", "1 to 255"),
+        ([(b"Content-Disposition: form-data; name=\"file\"; filename*=nosuch''a", b"")], "file", "without a file name"),
+    ],
+)
+def test_what_is_wrong_with_a_form_is_named(client, library, parts, field, says):
+    before = len(library.texts)
+    response = client.post("/v1/documents", **form(*parts))
+    assert (response.status_code, response.json()["param"]) == (400, field)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert says in response.json()["detail"]
+    assert len(library.texts) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (b"filename*=UTF-8''%C3%BCber.txt", "über.txt"),
+        (b"filename*=iso-8859-1'de'%FCber.txt", "über.txt"),
+        (b"filename*=utf-8''%2Fetc%2Fpasswd", "passwd"),
+        (b"filename*=utf-8''a%ff.txt", "a\ufffd.txt"),
+        (b"filename=\"plain.txt\"; filename*=UTF-8''%C3%BCber.txt", "plain.txt"),
+        ('filename="über.txt"'.encode(), "über.txt"),
+    ],
+)
+def test_a_name_in_either_form(client, names, kept):
+    response = client.post(
+        "/v1/documents", **form((b'Content-Disposition: form-data; name="file"; ' + names, b"Words."))
+    )
+    assert (response.status_code, response.json()["source"]) == (201, kept)
+
+
+def test_a_form_may_hold_more_than_is_read(client):
+    other = (b'Content-Disposition: form-data; name="other"', b"\xff" * 100)
+    latin = (FIELD + CHARSET + b"iso-8859-1", b"B\xfccher")
+    response = client.post("/v1/documents", **form(other, FILE, other, latin))
+    assert (response.status_code, response.json()["collection"]) == (201, "Bücher")
+
+
+def test_the_form_is_in_the_schema(client):
+    route = client.get("/schema/openapi.json").json()["paths"]["/v1/documents"]["post"]
+    schema = route["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert (schema["required"], set(schema["properties"])) == (["file"], {"file", "collection"})
+
+
 def test_a_broken_store_says_nothing_of_its_inside(client, library, monkeypatch):
     def broken(*_, **__):
         raise StoreError("/srv/secret.db is damaged")
