@@ -11,10 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway.naming import DEFAULT_COLLECTION, collection_name, is_text
+
 if TYPE_CHECKING:
     from gateway.config import Config
 
-DEFAULT_COLLECTION = "default"
+
+class Text(click.ParamType):
+    """An argument that goes into JSON or the library, where the shell's odd bytes have no place."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not is_text(value):
+            self.fail("it is not valid UTF-8", param, ctx)
+        return value
+
+
+class Collection(Text):
+    """The name of a collection."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return collection_name(super().convert(value, param, ctx))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,6 +91,7 @@ def _url_option(function: Any) -> Any:
     return click.option(
         "--url",
         metavar="URL",
+        type=Text(),
         envvar="REFDESK_URL",
         help="Ask a running server, such as http://127.0.0.1:8080, instead of opening the data directory.",
     )(function)
@@ -174,7 +196,13 @@ def _fill_with_sample(config: Config) -> int:
 
 @refdesk.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("--collection", default=DEFAULT_COLLECTION, show_default=True, help="Collection to put them in.")
+@click.option(
+    "--collection",
+    type=Collection(),
+    default=DEFAULT_COLLECTION,
+    show_default=True,
+    help="Collection to put them in.",
+)
 @_data_option
 @_config_option
 def ingest(paths: tuple[Path, ...], collection: str, data: str | None, config_path: Path | None) -> int:
@@ -200,8 +228,8 @@ def ingest(paths: tuple[Path, ...], collection: str, data: str | None, config_pa
 
 
 @refdesk.command()
-@click.argument("question")
-@click.option("--collection", help="Ask only this collection.")
+@click.argument("question", type=Text())
+@click.option("--collection", type=Collection(), help="Ask only this collection.")
 @click.option("--top-k", type=click.IntRange(1, 20), help="Passages to answer from.")
 @click.option("--max-tokens", type=click.IntRange(1, 8192), help="Longest answer, in tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object.")
@@ -247,7 +275,7 @@ def documents() -> None:
 
 
 @documents.command("list")
-@click.option("--collection", help="Only this collection.")
+@click.option("--collection", type=Collection(), help="Only this collection.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per document.")
 @_url_option
 @_data_option
@@ -265,7 +293,7 @@ def list_documents(
 
 
 @documents.command("remove")
-@click.argument("document_ids", nargs=-1, required=True, metavar="DOCUMENT_ID...")
+@click.argument("document_ids", nargs=-1, required=True, type=Text(), metavar="DOCUMENT_ID...")
 @_url_option
 @_data_option
 @_config_option
@@ -274,13 +302,11 @@ def remove_documents(
 ) -> None:
     """Remove documents, by the ids that `refdesk documents list` shows."""
     if url:
-        from urllib.parse import quote
-
         from gateway.client import Client
 
         with Client(url) as client:
             for document_id in document_ids:
-                client.delete(f"/v1/documents/{quote(document_id, safe='')}")
+                client.remove(document_id)
                 click.echo(f"removed {document_id}")
         return
     config = _load(config_path, data)
@@ -301,7 +327,7 @@ def _all_documents(collection: str | None, url: str | None, data: str | None, co
         from gateway.client import Client
 
         with Client(url) as client:
-            while page := client.get("/v1/documents", collection=collection, offset=offset, limit=limit)["documents"]:
+            while page := client.documents(collection=collection, offset=offset, limit=limit):
                 yield from page
                 offset += len(page)
         return

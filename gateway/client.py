@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from inference.sse import EventReader
+from inference.sse import EventReader, EventTooLarge
 
+NO_JSON = (msgspec.DecodeError, UnicodeDecodeError)
+MAX_EVENT_BYTES = 32 << 20
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
 
@@ -17,6 +20,10 @@ class ServerError(Exception):
     """The server can't be reached or says no; the message is for the person who asked."""
 
     code = "server_error"
+
+
+class _Documents(msgspec.Struct):
+    documents: list[dict[str, Any]]
 
 
 class Client:
@@ -37,7 +44,7 @@ class Client:
 
     def answer(self, request: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The events of a streamed answer, name and content."""
-        reader = EventReader(max_event_bytes=32 << 20)
+        reader = EventReader(MAX_EVENT_BYTES)
         complete = False
         try:
             with self._http.stream("POST", "/v1/answers", json=request | {"stream": True}) as response:
@@ -46,30 +53,41 @@ class Client:
                     raise _refusal(response)
                 for chunk in response.iter_bytes():
                     for event in reader.feed(chunk):
-                        content = msgspec.json.decode(event.data)
+                        content = msgspec.json.decode(event.data, type=dict[str, Any])
                         if event.event == "error":
                             raise ServerError(content.get("detail", "the server failed"))
                         complete = complete or event.event == "done"
                         yield event.event, content
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+        except (*NO_JSON, EventTooLarge) as error:
+            raise self._foreign() from error
         if not complete:
             raise ServerError(f"{self._url} closed the connection before the answer was complete")
 
-    def get(self, path: str, **query: Any) -> Any:
-        return self._call("GET", path, params={key: value for key, value in query.items() if value is not None})
+    def documents(self, *, collection: str | None, offset: int, limit: int) -> list[dict[str, Any]]:
+        """A page of the list; empty after its end."""
+        query = {"collection": collection, "offset": offset, "limit": limit}
+        response = self._call("GET", "/v1/documents", params={k: v for k, v in query.items() if v is not None})
+        try:
+            return msgspec.json.decode(response.content, type=_Documents).documents
+        except NO_JSON as error:
+            raise self._foreign() from error
 
-    def delete(self, path: str) -> None:
-        self._call("DELETE", path)
+    def remove(self, document_id: str) -> None:
+        self._call("DELETE", f"/v1/documents/{quote(document_id, safe='')}")
 
-    def _call(self, method: str, path: str, **options: Any) -> Any:
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
-        if response.is_error:
+        if not response.is_success:
             raise _refusal(response)
-        return msgspec.json.decode(response.content) if response.content else None
+        return response
+
+    def _foreign(self) -> ServerError:
+        return ServerError(f"{self._url} answers, but not as refdesk does: is the address right?")
 
     def _unreachable(self, error: Exception) -> ServerError:
         if isinstance(error, httpx.ConnectError):
@@ -83,5 +101,5 @@ def _refusal(response: httpx.Response) -> ServerError:
     try:
         problem = msgspec.json.decode(response.content)
         return ServerError(str(problem["detail"]))
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (*NO_JSON, KeyError, TypeError):
         return ServerError(f"the server answered {response.status_code} {response.reason_phrase}")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.config import Config
+from gateway.config import Config, ConfigError
 from gateway.errors import NotReady, ShuttingDown
 from gateway.metering import Metrics
 from inference import Backend, EngineConfig, open_backend
@@ -177,7 +177,7 @@ class Desk:
         return library
 
     def _open_backend(self) -> Backend:
-        return open_backend(self.config.backend)
+        return open_model(self.config)
 
 
 def open_library(config: Config, *, threads: int | None = None) -> Library:
@@ -188,6 +188,19 @@ def open_library(config: Config, *, threads: int | None = None) -> Library:
     if settings.threads is None:
         settings = msgspec.structs.replace(settings, threads=threads)
     return Library.open(config.data_dir, settings=settings)
+
+
+def open_model(config: Config) -> Backend:
+    """The backend that the configuration chooses.
+
+    Takes seconds; raises what says in its message why it can't be: ConfigError where nothing else does."""
+    try:
+        return open_backend(config.backend)
+    except Exception as error:
+        if isinstance(getattr(error, "code", None), str):
+            raise
+        logger.info("the backend cannot be opened", exc_info=error)
+        raise ConfigError(f"backend: cannot be opened as it is set up: {type(error).__name__}: {error}") from error
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:

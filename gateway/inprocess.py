@@ -11,19 +11,18 @@ import msgspec
 
 from gateway.answering import answer
 from gateway.config import Config
-from gateway.desk import Desk, in_daemon_thread
+from gateway.desk import Desk, in_daemon_thread, open_model
 from gateway.identity import request_id
-from gateway.wire import AnswerRequest
-from inference import open_backend
+from gateway.wire import AnswerRequest, decode
 from retrieval import Library
 
 
 def answer_here(config: Config, request: dict[str, Any], deliver: Callable[[str, dict[str, Any]], None]) -> None:
-    """Answer `request` (a body of POST /v1/answers) and deliver its events as they come."""
+    """Answer `request` (a body of POST /v1/answers, read as strictly) and deliver its events as they come."""
     from gateway.desk import open_library
     from gateway.routes.answers import EVENT_NAMES, asked
 
-    data = msgspec.convert(request, AnswerRequest)
+    data = decode(msgspec.json.encode(request), AnswerRequest)
     with open_library(config) as library:
         asyncio.run(_answer(config, library, data, deliver, asked, EVENT_NAMES))
 
@@ -36,7 +35,7 @@ async def _answer(
     asked: Any,
     names: dict[type, str],
 ) -> None:
-    backend = await in_daemon_thread(lambda: open_backend(config.backend))
+    backend = await in_daemon_thread(lambda: open_model(config))
     desk = Desk(config, library=library, backend=backend)
     try:
         async with aclosing(answer(desk, asked(data, desk, request_id({})))) as events:

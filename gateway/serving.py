@@ -48,6 +48,8 @@ def bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
         raise BindError(f"cannot listen on {host}: {error.strerror or error}") from error
+    except UnicodeError as error:  # what getaddrinfo raises for a name that no host can have
+        raise BindError(f"cannot listen on {host}: it is not the name of a host") from error
     try:
         if sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

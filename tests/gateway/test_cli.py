@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import httpx
 import pytest
 
-from gateway import cli, inprocess
+from gateway import cli
+from gateway import client as client_module
 from gateway import desk as desk_module
 from retrieval import StoreInUse
 from tests.gateway.conftest import PUMPS, until
@@ -32,8 +34,7 @@ def own_data_directory(tmp_path, monkeypatch):
 @pytest.fixture
 def opened(library, backend, monkeypatch) -> FakeLibrary:
     """Commands that open the library or the model get these."""
-    for module in (desk_module, inprocess):
-        monkeypatch.setattr(module, "open_backend", lambda config: backend)
+    monkeypatch.setattr(desk_module, "open_backend", lambda config: backend)
     monkeypatch.setattr(desk_module, "open_library", lambda config, **_: library)
     return library
 
@@ -65,6 +66,17 @@ def test_help_teaches(capsys, command):
         (["serve", "--port", "99999"], "server.port"),
         (["serve", "--config", "/nowhere.toml"], "/nowhere.toml"),
         (["serve", "--host", "256.256.256.256"], "256.256.256.256"),
+        (["serve", "--host", "a" * 70 + ".com"], "a" * 70 + ".com"),
+        (["serve", "--data", "~nosuchuser/x", "--port", "0"], "~nosuchuser"),
+        (["ask", ""], "question"),
+        (["ask", "\udcff"], "UTF-8"),
+        (["ask", "a", "--collection", ""], "--collection"),
+        (["ask", "a", "--url", "http://\udcff"], "--url"),
+        (["ingest", "/nowhere", "--collection", " "], "--collection"),
+        (["ingest", "/nowhere", "--collection", "\udcff"], "--collection"),
+        (["ingest", "/nowhere", "--collection", "a" * 201], "1 to 200"),
+        (["documents", "list", "--collection", ""], "--collection"),
+        (["documents", "remove", "\udcff"], "UTF-8"),
         (["ingest", "/nowhere/at/all"], "/nowhere/at/all"),
         (["ask", "a", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         (["ask", "a", "--url", "nonsense"], "nonsense"),
@@ -121,6 +133,47 @@ def test_a_model_that_is_missing_is_named(capsys, monkeypatch, opened):
     monkeypatch.setattr(desk_module, "open_backend", missing)
     code, _, err = run(capsys, "serve", "--port", "0")
     assert (code, err) == (2, "refdesk: there is no file /models/none.gguf\n")
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["ask", QUESTION]])
+def test_a_backend_that_breaks_when_opened_is_a_wrong_setting(capsys, monkeypatch, opened, command):
+    def broken(config):
+        raise ValueError("Invalid\nIPv6 URL")
+
+    monkeypatch.setattr(desk_module, "open_backend", broken)
+    code, _, err = run(capsys, *command)
+    assert code == 2
+    assert err == "refdesk: backend: cannot be opened as it is set up: ValueError: Invalid IPv6 URL\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [
+        (["documents", "list"], b"<html>"),
+        (["documents", "list"], b"[]"),
+        (["documents", "list"], b'"\xff"'),
+        (["documents", "list"], b'{"items": []}'),
+        (["ask", QUESTION], b"data: <html>\n\n"),
+        (["ask", QUESTION], b"data: []\n\n"),
+        (["ask", QUESTION], b'data: "\xff"\n\n'),
+        (["ask", QUESTION], b"data: " + b"a" * 2000),
+    ],
+)
+def test_a_server_that_is_none_of_ours(capsys, monkeypatch, command, reply):
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=reply))
+    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=transport))
+    monkeypatch.setattr(client_module, "MAX_EVENT_BYTES", 1000)
+    code, out, err = run(capsys, *command, "--url", "http://elsewhere")
+    assert (code, out) == (2, "")
+    assert err == "refdesk: http://elsewhere answers, but not as refdesk does: is the address right?\n"
+
+
+def test_a_refusal_that_cannot_be_read_is_told_by_its_status(capsys, monkeypatch):
+    transport = httpx.MockTransport(lambda request: httpx.Response(302, content=b'"\xff"'))
+    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=transport))
+    for command in (["documents", "list"], ["documents", "remove", "a"], ["ask", QUESTION]):
+        code, _, err = run(capsys, *command, "--url", "http://elsewhere")
+        assert (code, err) == (2, "refdesk: the server answered 302 Found\n")
 
 
 def test_ingest_lists_what_could_not_be_read_and_keeps_the_rest(capsys, opened, tmp_path):
