@@ -88,7 +88,7 @@ async def _read_parts(
                     elif event and content is not None:
                         await content.write(event)
     except MultipartError as error:
-        raise ApiError(400, "invalid_request", f"the form cannot be read ({error}): {WANTED}") from None
+        raise ApiError(400, "invalid_request", f"the form cannot be read ({error.args[0]}): {WANTED}") from None
     return parts
 
 

@@ -128,6 +128,11 @@ def test_a_name_in_either_form(client, names, kept):
     assert (response.status_code, response.json()["source"]) == (201, kept)
 
 
+def test_a_part_whose_head_is_no_text(client):
+    detail = client.post("/v1/documents", **form((FIELD + b"\xff", b"a"))).json()["detail"]
+    assert detail.startswith("the form cannot be read (Segment header failed to decode): send a multipart")
+
+
 def test_a_form_may_hold_more_than_is_read(client):
     other = (b'Content-Disposition: form-data; name="other"', b"\xff" * 100)
     latin = (FIELD + CHARSET + b"iso-8859-1", b"B\xfccher")
