@@ -156,13 +156,18 @@ def serve(host: str | None, port: int | None, data: str | None, config_path: Pat
 def demo(host: str | None, port: int | None, data: str | None, config_path: Path | None) -> None:
     """Serve a sample corpus, the Python manual, to see what this is.
 
-    An empty data directory is filled with it first; one that holds documents is served as it is.
+    It has a data directory of its own unless one is given.  An empty one is filled first; one that holds documents
+    is served as it is.
     """
     config = _load(config_path, data, server__host=host, server__port=port)
+    import msgspec
+
     from gateway.desk import in_daemon_thread
     from gateway.serving import address_of, bind, leave
     from gateway.serving import serve as run
 
+    if not config.data:
+        config = msgspec.structs.replace(config, data=f"{config.data_dir}-demo")
     sock = bind(config.server.host, config.server.port)
     address = address_of(sock)
     # In a thread that ends: the OpenMP threads of the main one would stay, and the engine wants all cores.

@@ -67,7 +67,8 @@ class StoreInUse(RetrievalError):
         self.data_dir = data_dir
         super().__init__(
             f"the data directory {data_dir} is in use by another refdesk process: stop that one, "
-            "ask it over HTTP, or choose another directory"
+            "use it over HTTP (ask and documents take --url; its page and POST /v1/documents add files), "
+            "or choose another directory"
         )
 
 
