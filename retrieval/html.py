@@ -5,12 +5,14 @@ from __future__ import annotations
 from lxml import etree
 from lxml import html as lxml_html
 
-from retrieval.markdown import read_markdown
+from retrieval.markdown import read_markdown, strip_tags
 from retrieval.parsed import Parsed, clean_text
 from retrieval.underlined import read_text
 
 _BLOCKS = ("p", "div", "li", "tr", "br", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "td", "th", "pre")
 _HIDDEN = ("script", "style", "noscript", "template", "svg", "head")
+_BESIDE = ("nav", "footer", "aside", "select", "button")  # what a page itself marks as not its main text
+_DEEPEST = 200  # elements within each other; real pages stay far below
 
 
 def read_html(source: str, title: str = "") -> Parsed:
@@ -22,15 +24,20 @@ def read_html(source: str, title: str = "") -> Parsed:
     if tree is None:
         return read_text("", title, "text/html")
     title = title or _title(tree)
+    if _deeper_than(tree, _DEEPEST):
+        # libxml2 and trafilatura drop what lies too deep, and all that follows it, without a word.
+        return read_text(strip_tags(source), title, "text/html")
     main = trafilatura.extract(
-        source, output_format="markdown", include_comments=False, include_formatting=True, favor_recall=True
+        tree, output_format="markdown", include_comments=False, include_formatting=True, favor_recall=True
     )
+    visible = _visible_text(tree)
     if main and main.strip():
         parsed = read_markdown(main, title, "text/html")
         # A page that is mostly one table or list may lose nearly everything: then all of it is better.
-        if len(parsed.text) >= 200 or len(parsed.text) * 4 >= len(_visible_text(tree)):
+        least = len(visible if len(parsed.text) < 200 else _visible_text(tree, _HIDDEN + _BESIDE)) / 4
+        if len(parsed.text) >= least:
             return parsed
-    return read_text(_visible_text(tree), title, "text/html")
+    return read_text(visible, title, "text/html")
 
 
 def _tree(source: str) -> lxml_html.HtmlElement | None:
@@ -50,7 +57,14 @@ def _title(tree: lxml_html.HtmlElement) -> str:
     return ""
 
 
-def _visible_text(tree: lxml_html.HtmlElement) -> str:
+def _deeper_than(root: lxml_html.HtmlElement, most: int) -> bool:
+    level = [root]
+    for _ in range(most):
+        level = [child for node in level for child in node]
+    return bool(level)
+
+
+def _visible_text(tree: lxml_html.HtmlElement, without: tuple[str, ...] = _HIDDEN) -> str:
     parts: list[str] = []
 
     def walk(root: lxml_html.HtmlElement) -> None:
@@ -61,7 +75,7 @@ def _visible_text(tree: lxml_html.HtmlElement) -> str:
             if isinstance(node, str):
                 parts.append(node)
                 continue
-            hidden = not isinstance(node.tag, str) or node.tag in _HIDDEN
+            hidden = not isinstance(node.tag, str) or node.tag in without
             if leaving:
                 parts.append("\n" if node.tag in _BLOCKS else "")
                 continue

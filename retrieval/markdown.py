@@ -7,19 +7,37 @@ from functools import cache
 
 import yaml
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline, html_inline
 from markdown_it.token import Token
 
 from retrieval.parsed import Parsed, TextBuilder, clean_text
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.{0,16384}?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]*>", re.DOTALL)
+_COMMENT = re.compile(r"<!--(?:-?>|.*?-->)", re.DOTALL)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _BREAK = re.compile(r"<(?:br|/p|/div|/tr|/li|/h[1-6]|/table|/ul|/ol)\b[^<>]*>", re.IGNORECASE)
 _HIDDEN = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 @cache
 def _parser() -> MarkdownIt:
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser.inline.ruler.at("html_inline", _html_or_comment)
+    return parser
+
+
+def _html_or_comment(state: StateInline, silent: bool) -> bool:
+    """markdown-it's rule, but for comments: its pattern runs past "--->", then to the end of the text from each of
+    many comments (quadratic).  What a comment is: CommonMark 0.31, section 6.6."""
+    if not state.src.startswith("<!--", state.pos):
+        return html_inline(state, silent)
+    if state.html_terminator_last("-->") < state.pos + 2:
+        return False
+    end = state.src.find("-->", state.pos + 2) + 3  # "<!-->" is a whole comment
+    if not silent:
+        state.push("html_inline", "", 0).content = state.src[state.pos : end]
+    state.pos = end
+    return True
 
 
 def read_markdown(text: str, title: str = "", media_type: str = "text/markdown") -> Parsed:
@@ -36,12 +54,13 @@ def read_markdown(text: str, title: str = "", media_type: str = "text/markdown")
 
 def _front_title(matter: str) -> str:
     try:
-        fields = yaml.safe_load(matter)
+        # Strings only: no merge keys (which multiply: a bomb), and a date or a number stays what was written.
+        fields = yaml.load(matter, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         found = re.search(r"^title:\s*(.+)$", matter, re.MULTILINE)
-        return found[1].strip().strip("'\"") if found else ""
+        return found[1].strip().strip("'\"")[:300] if found else ""
     title = fields.get("title") if isinstance(fields, dict) else None
-    return " ".join(str(title).split())[:300] if isinstance(title, str | int | float) else ""
+    return " ".join(title.split())[:300] if isinstance(title, str) and title not in ("~", "null") else ""
 
 
 def _write_blocks(tokens: list[Token], builder: TextBuilder) -> None:
@@ -85,7 +104,7 @@ def _write_blocks(tokens: list[Token], builder: TextBuilder) -> None:
                 builder.write(token.content.rstrip("\n") + "\n\n")
             case "html_block":
                 # A comment that ends mid-block leaves its rest as text; tags go, lines stay.
-                plain = _strip_tags(token.content)
+                plain = strip_tags(token.content)
                 if plain:
                     builder.write(plain + "\n\n")
 
@@ -122,10 +141,13 @@ def _inline_text(tokens: list[Token]) -> str:
     return "".join(parts)
 
 
-def _strip_tags(html: str) -> str:
+def strip_tags(html: str) -> str:
+    """HTML as plain text: comments, scripts and tags gone, blocks on lines of their own."""
     from html import unescape
 
-    html = _HIDDEN.sub(" ", html)
-    html = _TAG.sub("", _BREAK.sub("\n", html))
+    # Up to the last comment's end only: behind it each "<!--" would be followed to the end of the text (quadratic).
+    end = html.rfind("-->") + len("-->")
+    html = _COMMENT.sub("", html[:end]) + html[end:]
+    html = _TAG.sub("", _BREAK.sub("\n", _HIDDEN.sub(" ", html)))
     lines = (" ".join(line.split()) for line in unescape(html).split("\n"))
     return "\n".join(line for line in lines if line)
