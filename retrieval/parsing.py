@@ -7,6 +7,7 @@ of its own, with limits, would wrap `read_file`.
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import PurePath
 
 import charset_normalizer
@@ -18,7 +19,7 @@ from retrieval.parsed import Parsed
 from retrieval.pdf import read_pdf
 from retrieval.underlined import read_text
 
-PARSER_VERSION = 1  # raise it when the same file would give other text
+PARSER_VERSION = 2  # raise it when the same file would give other text
 
 MEDIA_TYPES = {
     ".md": "text/markdown",
@@ -42,6 +43,11 @@ _OTHER_KINDS = {
     b"\x7fELF": "a program",
     b"SQLite format 3": "an SQLite database",
 }
+# The header and its version: a text may well begin with a word about %PDF-.
+_PDF_HEADER = re.compile(rb"(?:\xef\xbb\xbf)?\s*%PDF-\d\.\d")
+_SAMPLE_BYTES = 256 * 1024  # what an encoding is guessed from, and a little more:
+# In no encoding is one of these the second byte of a letter, so a sample that ends at one has no half letters.
+_WHOLE_LETTER = re.compile(rb"[\x00-\x2f]")
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -62,7 +68,7 @@ def read_file(name: str, data: bytes) -> Parsed:
     media_type = MEDIA_TYPES.get(suffix, "")
     if not data.strip():
         raise UnreadableFile(name, "no text: the file is empty")
-    if b"%PDF-" in data[:1024] and data.lstrip()[:1] == b"%":
+    if _PDF_HEADER.match(data) or (media_type == "application/pdf" and b"%PDF-" in data[:1024]):
         parsed = read_pdf(name, data)
     elif media_type == "application/pdf":
         raise UnreadableFile(name, f"named .pdf, but it is {_kind(data)}")
@@ -104,11 +110,12 @@ def _decode(name: str, data: bytes) -> str:
     # Text has no NUL; NULs at every other byte would have been UTF-16, but without a mark that is a guess.
     if b"\0" in data:
         raise UnreadableFile(name, f"it is binary, not text ({_readable()} are read)")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
-    best = charset_normalizer.from_bytes(data[: 256 * 1024], preemptive_behaviour=True).best()
+    text = data.decode("utf-8", "replace")
+    if _is_utf8(data, text):
+        return text
+    end = _WHOLE_LETTER.search(data, _SAMPLE_BYTES)
+    sample = data[: end.end()] if end else data
+    best = charset_normalizer.from_bytes(sample, preemptive_behaviour=True).best()
     if best is None:
         raise UnreadableFile(name, "it is binary, or in an encoding that can't be told; save it as UTF-8")
     try:
@@ -117,6 +124,15 @@ def _decode(name: str, data: bytes) -> str:
         raise UnreadableFile(
             name, f"it looks like {best.encoding}, but breaks off from it; save it as UTF-8"
         ) from error
+
+
+def _is_utf8(data: bytes, text: str) -> bool:
+    """Whether `text` (`data` as UTF-8, with U+FFFD for what is invalid) is what was meant: a few bad bytes, as
+    damage and cut files leave them, make no other encoding.  Of text in another encoding next to nothing is valid
+    UTF-8 by chance, in the worst (EUC-JP, TIS-620) one sequence in three: four in five is far from that."""
+    bad = text.count("\ufffd") - data.count(b"\xef\xbf\xbd")
+    valid = len(text) - len(text.encode("ascii", "ignore")) - bad
+    return valid >= 4 * bad
 
 
 def _kind(data: bytes) -> str:

@@ -8,7 +8,7 @@ import pypdfium2
 import pytest
 
 from retrieval import UnreadableFile, sample_documents
-from retrieval.parsing import read_file
+from retrieval.parsing import _is_utf8, read_file
 
 DATA = Path("../shared/data/documents")
 MARKDOWN = b"""---
@@ -131,6 +131,51 @@ def test_what_cannot_be_read_says_why(name: str, data: bytes, reason: str):
 )
 def test_encodings_are_told(text: str, encoding: str):
     assert read_file("a.txt", text.encode(encoding)).text == text
+
+
+JAPANESE = "日本語の文章です。これは試験のための長い文章であり、検出できるはずです。\n" * 8000
+CHINESE = "这是一个测试文件，用来测试编码检测。\n" * 17_000
+
+
+@pytest.mark.parametrize(("text", "encoding"), [(JAPANESE, "shift_jis"), (JAPANESE, "euc_jp"), (CHINESE, "gb18030")])
+@pytest.mark.parametrize("before", ["", "a", "ab"])
+def test_long_files_of_two_bytes_a_letter_are_read_whole(text: str, encoding: str, before: str):
+    assert read_file("a.txt", (before + text).encode(encoding)).text == before + text
+    line = before + text.replace("\n", "")
+    assert read_file("a.txt", line.encode(encoding)).text == line
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"\xc3", b"\xe2\x82"])
+def test_a_bad_byte_costs_one_letter_of_a_utf8_file(damage: bytes):
+    text = "Schöne Grüße aus München, das Übermaß ist groß. " * 50
+    assert read_file("a.txt", text.encode() + damage + text.encode()).text == f"{text}\ufffd{text}"
+    assert read_file("a.txt", text.encode() + damage).text == f"{text}\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Die Straße nach Österreich führt über die Höhe. Grüße aus Köln und Düsseldorf.", "cp1252"),
+        ("Привет, это проверка кодировки: её надо узнать. Ёлка стоит в углу большой комнаты.", "cp1251"),
+        ("日本語の文章です。これは試験のための長い文章であり、検出できるはずです。", "euc_jp"),
+        ("สวัสดีชาวโลก นี่คือการทดสอบ", "tis-620"),
+    ],
+)
+def test_other_encodings_are_not_taken_for_damaged_utf8(text: str, encoding: str):
+    data = text.encode(encoding)
+    assert not _is_utf8(data, data.decode("utf-8", "replace"))
+    assert "\ufffd" not in read_file("a.txt", data * 3).text
+
+
+@pytest.mark.parametrize("text", ["% see the %PDF- header of a file.", "%PDF- begins a PDF file.", "A %PDF-1.4 header"])
+def test_a_text_about_pdf_is_a_text(text: str):
+    assert read_file("a.txt", text.encode()).text == text
+
+
+def test_a_pdf_is_told_whatever_its_name_and_what_stands_before_it():
+    for name, data in (("a.txt", b"\r\n" + empty_pdf()), ("a.pdf", b"sent by the scanner\n" + empty_pdf())):
+        with pytest.raises(UnreadableFile, match="OCR"):
+            read_file(name, data)
 
 
 def test_controls_and_line_ends_are_made_harmless():
