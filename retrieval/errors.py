@@ -1,7 +1,7 @@
 """What can go wrong between a document and its passages.
 
     RetrievalError
-    ├── UnknownCollection     no document was ever put under that name
+    ├── UnknownCollection     no document was ever put under that name, or it is no name
     ├── UnknownDocument       never added, or removed since
     │   └── UnknownPassage    its document was removed or replaced since
     ├── UnreadableFile        this one file can't become a document; the rest can
@@ -26,6 +26,9 @@ class UnknownCollection(RetrievalError):
 
     def __init__(self, name: str, known: list[str] | None = None):
         self.name = name
+        if not name.strip():
+            super().__init__(f"{name!r} is no name of a collection: give it one")
+            return
         known_text = f"; there is {', '.join(known)}" if known else "; no document has been added yet"
         super().__init__(f"there is no collection named {name!r}{known_text}")
 

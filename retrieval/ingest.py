@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from retrieval.store import NewDocument, StoredVersion
 log = logging.getLogger(__name__)
 
 _GROUP_PASSAGES = 32  # passages embedded and committed together: few syncs, and little to do again after a crash
+
+# Bytes that are no UTF-8 come from the file system as lone surrogates; the mark for them stands for itself, too.
+_NOT_PRINTABLE = re.compile("[\ud800-\udfff\ufffd]")
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -69,6 +73,9 @@ class Ingestion:
     def run(self, candidates: Iterable[Candidate], total: int) -> IngestReport:
         self._total = total
         for candidate in candidates:
+            # The same source again is compared with what it has just become.
+            if any(each.document.source == candidate.source for each in self._pending):
+                self._flush()
             try:
                 prepared = self._prepare(candidate)
             except UnreadableFile as error:
@@ -172,6 +179,8 @@ def file_candidate(path: Path, max_bytes: int) -> Candidate:
 
     def read() -> bytes:
         # Not by size first: a file may grow, a pipe has none.
+        if path.is_dir():
+            raise UnreadableFile(source, "the folder can't be listed: check who may read it, or name its files")
         if not path.is_file():
             raise UnreadableFile(source, "does not exist" if not path.exists() else "is not a regular file")
         with open(path, "rb") as file:
@@ -196,34 +205,44 @@ def checked_size(name: str, data: bytes, max_bytes: int) -> bytes:
 
 
 def printable(path: str) -> str:
-    """A path as valid Unicode, also where its bytes aren't."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A path as valid Unicode, also where its bytes aren't: no two paths become the same."""
+    return _NOT_PRINTABLE.sub(lambda found: f"\ufffd{ord(found[0]):04X}", path)
 
 
 def find_files(paths: Iterable[Path | str]) -> tuple[list[Path], int]:
     """(files to read, files in folders whose format isn't read), sorted, each once.
 
     Folders are walked all the way down, links followed but never in a circle; hidden files and folders are left out.
-    A path that was named itself is always kept, whatever it is: reading it gives the reason if it can't be.
+    A path that was named itself is always kept, whatever it is, and so is a folder that can't be listed: reading
+    it gives the reason.
     """
     found: dict[str, Path] = {}
     skipped: set[str] = set()
     for path in sorted({Path(path) for path in paths}):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             found.setdefault(os.path.abspath(path), path)
             continue
-        for file in _walk(path):
+        unlisted: list[Path] = []
+        for file in _walk(path, unlisted):
             if is_readable_name(file.name):
                 found.setdefault(os.path.abspath(file), file)
             else:
                 skipped.add(os.path.abspath(file))
+        found.update((os.path.abspath(folder), folder) for folder in unlisted)
     return [found[key] for key in sorted(found)], len(skipped)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, unlisted: list[Path]) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(here)
+    for here, folders, files in os.walk(
+        folder, onerror=lambda error: unlisted.append(Path(error.filename)), followlinks=True
+    ):
+        try:
+            status = os.stat(here)
+        except OSError:  # gone since it was listed
+            unlisted.append(Path(here))
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue

@@ -128,7 +128,8 @@ class Library:
         self, paths: Iterable[Path | str], *, collection: str = "default", progress: ingest.Progress | None = None
     ) -> IngestReport:
         """Add files and folders (all the way down).  What hasn't changed is skipped, what has is replaced; a file
-        that can't be read is in `failed` with the reason.  Sources are absolute paths."""
+        that can't be read is in `failed` with the reason.  Sources are absolute paths.  Raises UnknownCollection for a
+        collection without a name, as all ways in do."""
         files, skipped = ingest.find_files(paths)
         candidates = (ingest.file_candidate(file, self._settings.max_file_bytes) for file in files)
         return self._ingest(candidates, len(files), collection, progress, skipped)
@@ -146,7 +147,7 @@ class Library:
 
     def ingest_bytes(self, name: str, data: bytes, *, collection: str = "default") -> Document:
         """Add one upload; the same name with other content replaces it, with the same content changes nothing.
-        Raises UnreadableFile."""
+        Raises UnreadableFile, UnknownCollection."""
         name = ingest.printable(name) or "unnamed"
         candidate = ingest.bytes_candidate(name, data, self._settings.max_file_bytes)
         report = self._ingest([candidate], 1, collection, None, 0, save=False)
@@ -240,6 +241,8 @@ class Library:
         skipped: int,
         save: bool = True,
     ) -> IngestReport:
+        if not collection.strip():
+            raise UnknownCollection(collection)
         with self._ingesting:
             run = ingest.Ingestion(
                 collection=collection,
@@ -277,7 +280,7 @@ class Library:
             if self._index is not None:
                 self._index.remove(np.array(change.removed, dtype=np.int64))
                 if change.added:
-                    self._index.add(np.array(change.added, dtype=np.int64), np.stack(change.vectors))
+                    self._index.add(np.array(list(change.added), dtype=np.int64), np.stack(list(change.added.values())))
 
     def _numbers_of(self, collection: str) -> np.ndarray:
         """Under the contents lock: two readers may both fill this in, with the same numbers."""

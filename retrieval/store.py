@@ -285,8 +285,7 @@ class Change:
         self._meta = meta
         self._new_meta: dict[str, str] = {}
         self.removed: list[int] = []
-        self.added: list[int] = []
-        self.vectors: list[np.ndarray] = []
+        self.added: dict[int, np.ndarray] = {}  # passage number → vector
 
     def describe_embedder(self, name: str, dim: int) -> None:
         self._new_meta |= {"embedder": name, "dim": str(dim)}
@@ -332,8 +331,7 @@ class Change:
                 [row, ordinal, passage.start, passage.end, passage.page, document.title, passage.heading, passage.text],
             ).lastrowid
             self._db.execute("INSERT INTO embeddings VALUES (?, ?)", [number, vector.astype("<f4").tobytes()])
-            self.added.append(number)
-            self.vectors.append(vector)
+            self.added[number] = vector
         return document_id, old is not None
 
     def remove(self, document_id: str) -> None:
@@ -355,7 +353,9 @@ class Change:
         self._meta.update(self._new_meta)
 
     def _drop_passages(self, row: int) -> None:
-        self.removed += [number for (number,) in self._db.execute("SELECT id FROM passages WHERE document = ?", [row])]
+        for (number,) in self._db.execute("SELECT id FROM passages WHERE document = ?", [row]):
+            self.removed.append(number)
+            self.added.pop(number, None)  # put by this very change
         # The embedding goes by trigger after the passage; the reference is checked when the statement ends.
         self._db.execute("DELETE FROM passages WHERE document = ?", [row])
 

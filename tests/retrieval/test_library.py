@@ -20,6 +20,7 @@ from retrieval import (
     UnreadableFile,
 )
 from retrieval.embedding import SharedEmbedder
+from retrieval.store import NewDocument, NewPassage
 from tests.retrieval.conftest import SETTINGS, open_files
 from tests.retrieval.hashing import HashingEmbedder
 
@@ -83,6 +84,22 @@ def test_a_removed_document_is_gone_from_every_index(library: Library, folder: P
             gone(best.document_id)
     library.ingest_paths([folder])
     assert library.search("thirty days of leave").passages[0].title == "Leave"
+
+
+def test_a_source_named_twice_is_one_document(library: Library):
+    names = [("a", "A", "Zebras live in Africa.", "text/plain"), ("a", "A", "Copper melts.", "text/plain")]
+    report = library.ingest_documents([*names, names[1]])
+    assert (report.added, report.updated, report.unchanged, report.passages) == (["a"], ["a"], ["a"], 2)
+    assert len(library._index) == 1
+    assert [passage.text for passage in library.search("zebras in africa").passages] == ["Copper melts."]
+
+
+def test_a_change_that_replaces_its_own_document_leaves_no_vector(library: Library, embedder: HashingEmbedder):
+    library.ingest_documents([("b", "B", "Tin is soft.", "text/plain")])
+    document = NewDocument("default", "a", "A", "text/plain", "", "", None, "one", [NewPassage(0, 3, None, "", "one")])
+    vectors = embedder.encode(["one"])
+    library._commit([(document, vectors), (document, vectors)])
+    assert len(library._index) == 2 == library._store.counts()[1]
 
 
 def test_documents_are_listed_by_page_and_collection(library: Library):
