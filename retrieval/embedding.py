@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import threading
@@ -18,13 +19,18 @@ BULK_BATCH = 8  # texts per turn: about 0.25 s on two cores, the longest a query
 URGENT_BATCH = 32
 QUERIES_KEPT = 64
 
+# The files that decide what vectors a model's folder gives, not its licence or pictures of it.
+_MODEL_FILES = frozenset((".json", ".txt", ".model", ".safetensors", ".bin"))
+_SAMPLES, _SAMPLE_BYTES = 16, 64 * 1024  # of each file: weights have hundreds of MB
+
 Vectors = np.ndarray  # float32 [n, dim], rows of length 1
 
 
 @runtime_checkable
 class Embedder(Protocol):
     """`encode` returns float32 [n, dim] with rows of length 1; `name` identifies the model and never changes
-    for the same vectors.  Optional: `count_tokens(text) -> int`, so that passages fit the model's window."""
+    for the same vectors.  Optional: `count_tokens(text) -> int`, so that passages fit the model's window, and
+    `dim_at_hand`: `dim`, or None while telling it would take the model's loading."""
 
     @property
     def name(self) -> str: ...
@@ -50,6 +56,10 @@ class SentenceTransformerEmbedder:
     @property
     def dim(self) -> int:
         return int(self._loaded().get_embedding_dimension())
+
+    @property
+    def dim_at_hand(self) -> int | None:
+        return None if self._model is None else self.dim
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         model = self._loaded()
@@ -129,10 +139,29 @@ def _locate(model: str) -> tuple[str, str]:
         )
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return str(folder), folder.resolve().name
+        try:
+            return str(folder), f"{folder.resolve().name} {_fingerprint(folder)}"
+        except OSError as error:
+            raise EmbedderMissing(f"the embedding model at {model} can't be read: {error.strerror or error}") from error
     if folder.is_absolute() or model.startswith((".", "~")):
         raise EmbedderMissing(f"there is no embedding model at {model}: set the embedder to a folder that exists")
     return model, model
+
+
+def _fingerprint(folder: Path) -> str:
+    """Eight letters that change with the model in `folder`: its name alone ("model") may be that of many.  Of a large
+    file only samples count, spread evenly: training changes weights everywhere."""
+    digest = hashlib.sha256()
+    for file in sorted((*folder.glob("*"), *folder.glob("*/*"))):
+        if file.suffix not in _MODEL_FILES or not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode("utf-8", "surrogateescape"))
+        with open(file, "rb") as opened:
+            for at in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                opened.seek(at)
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:8]
 
 
 class SharedEmbedder:
@@ -155,6 +184,11 @@ class SharedEmbedder:
     @property
     def dim(self) -> int:
         return self._embedder.dim
+
+    @property
+    def dim_at_hand(self) -> int | None:
+        """`dim`, or None while it would take the model's loading."""
+        return self._embedder.dim_at_hand if hasattr(self._embedder, "dim_at_hand") else self._embedder.dim
 
     @property
     def count_tokens(self) -> Callable[[str], int]:

@@ -76,7 +76,7 @@ class StoreInUse(RetrievalError):
 
 
 class StoreError(RetrievalError):
-    """`code` tells which: damaged_store, newer_store, closed_store, unwritable_store."""
+    """`code` tells which: damaged_store, newer_store, closed_store, unwritable_store, bad_embedder."""
 
     code = "damaged_store"
 

@@ -200,6 +200,7 @@ class Library:
         settings = self._settings
         candidates = max(settings.candidates, 2 * top_k)
         vector = self._embedder.encode_query(query)
+        self._check_dim()
         timer.done("embed")
         with self._contents.read():
             among = self._numbers_of(collection) if collection is not None else None
@@ -262,6 +263,7 @@ class Library:
     def _commit(self, documents: list[tuple[NewDocument, np.ndarray]]) -> None:
         if self._closed:
             raise StoreError("the library was closed while documents were being added", code="closed_store")
+        self._check_dim()
         with self._store.write() as change:
             change.describe_embedder(self._embedder.name, self._embedder.dim)
             for document, vectors in documents:
@@ -298,39 +300,62 @@ class Library:
         if collection is not None and collection not in (known := self._store.collections()):
             raise UnknownCollection(collection, known)
 
+    def _check_dim(self) -> None:
+        """A model that is loaded late was known by its name alone when the library was opened."""
+        if self._index is not None and self._index.dim != self._embedder.dim:
+            raise StoreError(
+                f"the embedding model {self._embedder.name!r} gives vectors of {self._embedder.dim} numbers, those "
+                f"stored have {self._index.dim}: use the model that they were made with, or move {self._data_dir} "
+                "away and ingest again",
+                code="bad_embedder",
+            )
+
     def _mirrored(self) -> Mirrored:
         return Mirrored(self._store.store_id, self._store.state, self._store.embedder or "")
 
     def _open_index(self) -> None:
-        if self._store.embedder is None:
+        """Load or build the index that mirrors the store; embed again what has no sound vector of this model."""
+        numbers = self._store.numbers_of()
+        if self._store.embedder is None and not len(numbers):
             return
-        if self._store.embedder != self._embedder.name:
-            self._embed_again()
-        _, passages = self._store.counts()
+        had = (self._store.embedder, self._store.dim)
+        want = (self._embedder.name, self._embedder.dim_at_hand or self._store.dim)
+        if had != want:
+            # Vectors of two models can't be compared, so all are made anew.
+            self._embed_again(numbers, f"the embedder and its dimensions were {had} and are {want}")
         dim = self._store.dim
         assert dim is not None
-        index = VectorIndex.load(self._data_dir, self._mirrored(), dim, passages)
+        index = VectorIndex.load(self._data_dir, self._mirrored(), dim, len(numbers))
         if index is not None:
             self._index_saved = self._store.state
         else:
-            started = time.perf_counter()
-            index = VectorIndex(dim)
-            for numbers, vectors in self._store.vectors():
-                index.add(numbers, vectors)
-            log.info("vector index of %d passages built in %.2f s", len(index), time.perf_counter() - started)
+            index = self._build_index(dim, numbers)
+            if len(index) < len(numbers):
+                missing = numbers[~np.isin(numbers, index.numbers())]
+                self._embed_again(missing, "their stored vectors are missing or damaged")
+                index = self._build_index(dim, numbers)
         self._index = index
         self._save_index()
 
-    def _embed_again(self) -> None:
-        """The store was embedded by another model: vectors of two models can't be compared, so all are made anew."""
-        log.warning("embedding all passages again: %s → %s", self._store.embedder, self._embedder.name)
+    def _build_index(self, dim: int, numbers: np.ndarray) -> VectorIndex:
+        started = time.perf_counter()
+        index = VectorIndex(dim)
+        for found, vectors in self._store.vectors():
+            belongs = np.isin(found, numbers)
+            index.add(found[belongs], vectors[belongs])
+        log.info("vector index of %d passages built in %.2f s", len(index), time.perf_counter() - started)
+        return index
+
+    def _embed_again(self, numbers: np.ndarray, why: str) -> None:
+        log.warning("embedding %d passages again: %s", len(numbers), why)
         with self._store.write() as change:
             change.describe_embedder(self._embedder.name, self._embedder.dim)
-            for numbers, _ in self._store.vectors(batch=256):
-                rows = self._store.passages(numbers.tolist())
-                passages = [rows[number].passage for number in numbers.tolist()]
+            for start in range(0, len(numbers), 256):
+                some = numbers[start : start + 256]
+                rows = self._store.passages(some.tolist())
+                passages = [rows[number].passage for number in some.tolist()]
                 texts = [embedding_text(each.title, each.heading, each.text) for each in passages]
-                change.set_vectors(numbers, self._embedder.encode_bulk(texts))
+                change.set_vectors(some, self._embedder.encode_bulk(texts))
             change.commit()
 
     def _save_index(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Mapping
 
 from retrieval.errors import StoreError
 
@@ -79,3 +80,27 @@ def prepare(connection: sqlite3.Connection, where: str) -> None:
         f"INSERT INTO meta VALUES ('store', '{secrets.token_hex(16)}'), ('state', '{secrets.token_hex(16)}');"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
+
+
+def read_meta(connection: sqlite3.Connection, where: str) -> dict[str, str]:
+    """What the store says of itself: `store`, `state`, and `embedder` with `dim` once there are vectors.  Raises
+    StoreError (damaged_store) when that makes no sense."""
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    if wrong := _wrong(meta):
+        raise StoreError(f"{where} is damaged ({wrong}): restore it from a backup, or move it away and ingest again")
+    return meta
+
+
+def _wrong(meta: Mapping[str, object]) -> str:
+    for key, value in meta.items():
+        if not isinstance(key, str) or not isinstance(value, str) or not value:
+            return f"the entry {key!r} of its table meta holds no text"
+    for key in ("store", "state"):
+        if key not in meta:
+            return f"its table meta lacks the entry {key!r}"
+    if ("embedder" in meta) != ("dim" in meta):
+        return "its table meta names an embedder without the size of its vectors, or the other way round"
+    dim = str(meta.get("dim", "1"))
+    if not (dim.isascii() and dim.isdigit() and len(dim) < 7 and int(dim)):
+        return f"its table meta says that vectors have {dim!r} numbers"
+    return ""

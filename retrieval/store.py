@@ -78,7 +78,7 @@ class Store:
                 self._writer.execute("PRAGMA journal_mode = WAL")
                 self._writer.execute("PRAGMA synchronous = FULL")
                 schema.prepare(self._writer, str(self._path))
-                self._meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+                self._meta = schema.read_meta(self._writer, str(self._path))
             except BaseException:
                 self._writer.close()
                 raise
@@ -171,12 +171,11 @@ class Store:
                     found[number] = PassageRow(passage, collection, media_type)
         return found
 
-    def numbers_of(self, collection: str) -> np.ndarray:
-        """The passages of a collection: int64 [n]."""
+    def numbers_of(self, collection: str | None = None) -> np.ndarray:
+        """The passages of a collection, or (None) all: int64 [n]."""
+        where, values = ("WHERE d.collection = ?", [collection]) if collection is not None else ("", [])
         with self._reader() as db:
-            rows = db.execute(
-                "SELECT p.id FROM passages p JOIN documents d ON d.id = p.document WHERE d.collection = ?", [collection]
-            )
+            rows = db.execute(f"SELECT p.id FROM passages p JOIN documents d ON d.id = p.document {where}", values)
             return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
     def match_text(self, match: str, collection: str | None, limit: int) -> list[tuple[int, float]]:
@@ -198,7 +197,9 @@ class Store:
         return [(number, -badness) for number, badness in rows]
 
     def vectors(self, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All embeddings in order of number: int64 [n], float32 [n, dim]."""
+        """All sound embeddings in order of number: int64 [n], float32 [n, dim].  What was damaged (another length,
+        not finite) is left out."""
+        length = (self.dim or 0) * 4
         last = -1
         while True:
             with self._reader() as db:
@@ -208,11 +209,11 @@ class Store:
             if not rows:
                 return
             last = rows[-1][0]
-            numbers = np.array([row[0] for row in rows], dtype=np.int64)
-            data = b"".join(row[1] for row in rows)
-            if len(data) != len(rows) * (self.dim or 0) * 4:
-                raise StoreError(f"{self._path} is damaged: embeddings of a wrong length; restore it from a backup")
-            yield numbers, np.frombuffer(data, dtype="<f4").reshape(len(rows), -1)
+            whole = [(number, data) for number, data in rows if isinstance(data, bytes) and len(data) == length]
+            numbers = np.array([number for number, _ in whole], dtype=np.int64)
+            vectors = np.frombuffer(b"".join(data for _, data in whole), dtype="<f4").reshape(len(whole), length // 4)
+            finite = np.isfinite(vectors).all(axis=1)
+            yield numbers[finite], vectors[finite]
 
     # writing
 
@@ -265,13 +266,19 @@ class Store:
         try:
             yield
         except sqlite3.OperationalError as error:
+            # A plain "SQL error" is a table or column that isn't there, or text that is none.
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
+                raise self._damaged(error) from error
             raise StoreError(
                 f"{self._path} can't be used: {error}; check free space and permissions", code="unwritable_store"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{self._path} is damaged ({error}): restore it from a backup, or move it away and ingest again"
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self._path} is damaged ({error}): restore it from a backup, or move it away and ingest again"
+        )
 
 
 _DOCUMENT = "document_id, title, source, media_type, collection, content_hash, characters, passages, pages, added_at"
@@ -342,9 +349,9 @@ class Change:
         self._db.execute("DELETE FROM documents WHERE id = ?", row)
 
     def set_vectors(self, numbers: np.ndarray, vectors: np.ndarray) -> None:
-        """Replace stored embeddings, when the embedder changes."""
-        rows = [(v.astype("<f4").tobytes(), int(n)) for n, v in zip(numbers, vectors, strict=True)]
-        self._db.executemany("UPDATE embeddings SET vector = ? WHERE passage = ?", rows)
+        """Replace stored embeddings, or put those that are missing."""
+        rows = [(int(n), v.astype("<f4").tobytes()) for n, v in zip(numbers, vectors, strict=True)]
+        self._db.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
 
     def commit(self) -> None:
         self._new_meta["state"] = secrets.token_hex(16)

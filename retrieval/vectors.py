@@ -86,6 +86,10 @@ class VectorIndex:
                 continue
         return found
 
+    def numbers(self) -> np.ndarray:
+        """The ids that are there: int64 [n]."""
+        return faiss.vector_to_array(self._index.id_map)
+
     def save(self, folder: Path, mirrored: Mirrored) -> None:
         """Write index and manifest; a crash between the two leaves a checksum that doesn't match."""
         data = faiss.serialize_index(self._index).tobytes()
