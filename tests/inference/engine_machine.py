@@ -92,6 +92,15 @@ class EngineMachine(RuleBasedStateMachine):
         prompt = (prompt + expected(prompt, said, scope) + suffix)[: self.core.pool.capacity * BLOCK - 1]
         self._ask(prompt, min(count, self.core.pool.capacity * BLOCK - len(prompt)), scope)
 
+    @precondition(lambda self: len(self.live) < LIVE - 1)
+    @rule(prompt=st.lists(st.sampled_from([1, 2]), min_size=6, max_size=9), apart=st.integers(0, 1))
+    def siblings(self, prompt: list[int], apart: int) -> None:
+        """Two with the same documents, one just behind the other: what adoption is made of."""
+        self._ask(prompt, 1, "A")
+        for _ in range(apart):
+            self._step()
+        self._ask(prompt, 1, "A")
+
     @rule(times=st.integers(1, 3))
     def step(self, times: int) -> None:
         for _ in range(times):

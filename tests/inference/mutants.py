@@ -185,7 +185,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
         setattr(mutant.owner, mutant.name, whole)
 
 
-def noticed(mutant: Mutant, examples: int = 400) -> str:
+def noticed(mutant: Mutant, examples: int = 1500) -> str:
     """What the machine says of the bug; "" if it does not notice it."""
     with planted(mutant):
         try:
