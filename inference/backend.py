@@ -21,16 +21,37 @@ from inference.prompt import Prompt
 FinishReason = Literal["stop", "length", "abort"]
 
 
+class Constraint(msgspec.Struct, frozen=True):
+    """What a whole answer must be: JSON of a schema (`value` is the schema as JSON text), any JSON object, or a
+    match of a regular expression."""
+
+    kind: Literal["json_schema", "json_object", "regex"]
+    value: str = ""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to choose tokens.  `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off."""
+    """How to choose tokens.  `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch those filters off.
+
+    `repetition_penalty` divides the positive logits of tokens that the prompt or the answer holds (1: off);
+    `presence_penalty` and `frequency_penalty` are taken off the logits of tokens that the answer holds, once and per
+    occurrence; `logit_bias` is added by token.  `logprobs`: how many of the best tokens to tell of beside each.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,12 +71,23 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
 
 
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer and the natural logarithm of its probability, before temperature and filters; `top` are
+    the most likely ones in its place, best first."""
+
+    token: int
+    logprob: float
+    text: str = ""
+    top: tuple[TokenLogprob, ...] = ()
+
+
 class TextDelta(msgspec.Struct, frozen=True):
     """Text to append.  `tokens` is how many tokens it took; text is held back at most for a stop
     string or an unfinished character, so a delta never ends inside a character."""
 
     text: str
     tokens: int = 1
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finished(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import torch
 
 from inference.backend import Capabilities, Finished, GenerationEvent, GenerationRequest, Health, TextDelta
 from inference.config import EngineConfig
-from inference.engine import EngineCore, EngineOptions, EngineThread
+from inference.engine import EngineCore, EngineOptions, EngineThread, Policy
 from inference.engine.detokenizer import TextStream
 from inference.errors import RequestRefused
 from inference.models import Checkpoint, Llama, ModelError, open_checkpoint
@@ -57,8 +57,7 @@ class EmbeddedBackend:
                 blocks=blocks,
                 max_context_tokens=context,
                 eos_token_ids=frozenset(shape.eos_token_ids) | self._end_of_turn(),
-                max_batch_tokens=config.max_batch_tokens,
-                max_running=config.max_running,
+                policy=Policy(max_tokens=config.max_batch_tokens, max_running=config.max_running),
                 max_queued=config.max_queued,
             ),
             text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),

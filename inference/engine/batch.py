@@ -13,8 +13,8 @@ from kernels import AttentionPlan
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`tokens` [tokens] int64; `wanted` [samples] int64: the rows whose logits are sampled, one for each of
-    `sampled`, in its order."""
+    """`tokens` [tokens] int64; `wanted` [samples] int64: the rows whose logits are sampled, 1 + len(drafts) for each
+    of `sampled`, in its order."""
 
     tokens: torch.Tensor
     attention: AttentionPlan
@@ -33,12 +33,14 @@ def build(plan: list[Scheduled], block_size: int) -> Batch:
     for i, s in enumerate(plan):
         tables[i, : len(s.sequence.blocks)] = s.sequence.blocks
         rows = slice(query_start[i], query_start[i + 1])
-        tokens[rows] = s.sequence.tokens[s.start : s.start + s.tokens]
+        known = s.start + s.tokens - len(s.drafts)
+        tokens[rows] = s.sequence.tokens[s.start : known] + list(s.drafts)
         positions[rows] = np.arange(s.start, s.start + s.tokens)
     sequence_of = np.repeat(np.arange(len(plan)), lengths)
     slots = tables[sequence_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
     sampled = [s for s in plan if s.samples]
-    wanted = np.array([query_start[i + 1] - 1 for i, s in enumerate(plan) if s.samples], dtype=np.int64)
+    ends = ((query_start[i + 1], 1 + len(s.drafts)) for i, s in enumerate(plan) if s.samples)
+    wanted = np.array([end - count + row for end, count in ends for row in range(count)], dtype=np.int64)
     return Batch(
         tokens=torch.from_numpy(tokens),
         attention=AttentionPlan(

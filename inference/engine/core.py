@@ -12,13 +12,13 @@ from typing import Protocol
 import msgspec
 import torch
 
-from inference.backend import FinishReason, Sampling, Usage
+from inference.backend import FinishReason, Sampling, TokenLogprob, Usage
 from inference.engine import batch as batches
-from inference.engine import sampler
 from inference.engine.blocks import BlockPool, root_name
 from inference.engine.detokenizer import TextStream
-from inference.engine.scheduler import Scheduled, Scheduler
-from inference.engine.sequence import Sequence
+from inference.engine.sampler import Choices
+from inference.engine.scheduler import Policy, Scheduled, Scheduler
+from inference.engine.sequence import Drafter, Grammar, Sequence
 from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
 from kernels import BLOCK_SIZE
 
@@ -42,8 +42,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = BLOCK_SIZE
     max_context_tokens: int
     eos_token_ids: frozenset[int]
-    max_batch_tokens: int = 256
-    max_running: int = 64
+    policy: Policy = Policy()
     max_queued: int = 256
 
 
@@ -57,6 +56,7 @@ class Output(msgspec.Struct):
     usage: Usage | None = None
     queued_seconds: float | None = None
     error: BackendError | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Counters(msgspec.Struct):
@@ -67,6 +67,8 @@ class Counters(msgspec.Struct):
     cached_tokens: int = 0
     generated_tokens: int = 0
     computed_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     finished_requests: int = 0
     aborted_requests: int = 0
     failed_requests: int = 0
@@ -89,7 +91,7 @@ class EngineCore:
         self.options = options
         self.counters = Counters()
         self.pool = BlockPool(options.blocks, options.block_size)
-        self.scheduler = Scheduler(self.pool, options.max_batch_tokens, options.max_running)
+        self.scheduler = Scheduler(self.pool, options.policy)
         self._model = model
         self._cache = model.new_cache(options.blocks)
         self._text_stream = text_stream
@@ -101,8 +103,20 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def add(self, request_id: str, tokens: list[int], sampling: Sampling, scope: str, seed: int) -> None:
-        """Queue a request.  Raises RequestRefused, PromptTooLong or Overloaded, and then nothing has changed."""
+    def add(
+        self,
+        request_id: str,
+        tokens: list[int],
+        sampling: Sampling,
+        scope: str,
+        seed: int,
+        *,
+        priority: int = 0,
+        grammar: Grammar | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        """Queue a request; the lower `priority`, the more urgent.  Raises RequestRefused, PromptTooLong or
+        Overloaded, and then nothing has changed."""
         self.check_fits(len(tokens), sampling.max_tokens)
         if request_id in self._sequences:
             raise RequestRefused(f"request id {request_id!r} is already running")
@@ -117,6 +131,9 @@ class EngineCore:
             text=self._text_stream(sampling.stop),
             seed=seed if sampling.seed is None else sampling.seed,
             arrived=self._clock(),
+            priority=priority,
+            grammar=grammar,
+            drafter=drafter,
         )
         self._sequences[request_id] = sequence
         self.scheduler.add(sequence)
@@ -151,42 +168,53 @@ class EngineCore:
 
     def step(self) -> list[Output]:
         """Advance every scheduled request; a failure is delivered to the requests of this step and to no others."""
-        plan = self.scheduler.schedule()
+        now = self._clock()
+        plan = self.scheduler.schedule(now)
         if not plan:
             return []
-        now = self._clock()
         for scheduled in plan:
             if scheduled.sequence.scheduled is None:
                 scheduled.sequence.scheduled = now
         try:
             batch = batches.build(plan, self.pool.block_size)
             logits = self._model.forward(batch.tokens, batch.attention, self._cache, batch.wanted)
-            chosen = sampler.sample(logits, [scheduled.sequence for scheduled in batch.sampled])
+            choices = Choices(logits)
         except Exception as error:
             log.exception("a step of %d requests failed", len(plan))
             return [self._fail(scheduled.sequence, error) for scheduled in plan]
         self.counters.steps += 1
         self.counters.computed_tokens += len(batch.tokens)
+        outputs, row = [], 0
         for scheduled in plan:
-            self.scheduler.commit(scheduled)
-        return [self._deliver(s, token) for s, token in zip(batch.sampled, chosen, strict=True)]
+            if scheduled.samples:
+                outputs.append(self._advance(scheduled, choices, row))
+                row += 1 + len(scheduled.drafts)
+            else:
+                self.scheduler.commit(scheduled)
+        return outputs
 
-    def _deliver(self, scheduled: Scheduled, token: int | None) -> Output:
-        sequence = scheduled.sequence
-        if token is None:
-            # its keys and values may be as broken as its logits: nothing stored is trusted any more
-            self.pool.forget()
-            return self._fail(sequence, ArithmeticError("the model produced no finite logits"))
+    def _advance(self, scheduled: Scheduled, choices: Choices, row: int) -> Output:
+        """Choose the next tokens of a sequence, whose logits begin at `row`: as many as its drafts were right, and
+        one.  What goes wrong with one request is its own failure."""
+        sequence, drafts = scheduled.sequence, scheduled.drafts
+        output = Output(sequence.request_id)
+        accepted = 0
         try:
-            sequence.tokens.append(token)
-            output = Output(sequence.request_id)
-            sequence.untold += 1
-            ended = token in self.options.eos_token_ids and not sequence.sampling.ignore_eos
-            output.text = "" if ended else sequence.text.push(token)
-            if ended or sequence.text.stopped:
-                output.finish = "stop"
-            elif sequence.generated >= sequence.sampling.max_tokens:
-                output.finish = "length"
+            for draft in (*drafts, None):
+                token = choices.token(row + accepted, sequence)
+                if token is None:
+                    # its keys and values may be as broken as its logits: nothing stored is trusted any more
+                    self.pool.forget()
+                    raise ArithmeticError("the model produced no finite logits")
+                self._append(sequence, token, output, choices, row + accepted)
+                if output.finish or token != draft:
+                    break
+                accepted += 1
+            if drafts:
+                sequence.drafter.learn(len(drafts), accepted)
+                self.counters.drafted_tokens += len(drafts)
+                self.counters.accepted_tokens += accepted
+            self.scheduler.commit(scheduled, rejected=len(drafts) - accepted)
             if output.finish:
                 output.text += sequence.text.flush()
                 self._finish(sequence, output)
@@ -196,6 +224,22 @@ class EngineCore:
             log.exception("request %s failed after its step", sequence.request_id)
             return self._fail(sequence, error)
         return output
+
+    def _append(self, sequence: Sequence, token: int, output: Output, choices: Choices, row: int) -> None:
+        """One more token: its text, and whether it is the last."""
+        sampling = sequence.sampling
+        if sampling.logprobs is not None:
+            output.logprobs += (choices.logprob(row, token, sampling.logprobs),)
+        sequence.tokens.append(token)
+        sequence.untold += 1
+        ended = token in sampling.stop_token_ids or (token in self.options.eos_token_ids and not sampling.ignore_eos)
+        if not ended:
+            output.text += sequence.text.push(token)
+            ended = sequence.grammar is not None and sequence.grammar.accept(token)
+        if ended or sequence.text.stopped:
+            output.finish = "stop"
+        elif sequence.generated >= sampling.max_tokens:
+            output.finish = "length"
 
     def _finish(self, sequence: Sequence, output: Output) -> None:
         del self._sequences[sequence.request_id]

@@ -1,53 +1,104 @@
-"""Logits to tokens: greedy, or temperature with top-k and top-p, by the exponential race.
+"""Logits to tokens: greedy, or temperature with top-k, top-p and min-p, by the exponential race.
 
-A draw depends on (seed, position) alone, so batching, chunking and preemption never change it.
+A draw depends on (seed, position) and the tokens before it alone, so batching, chunking, preemption and speculation
+never change it.  Penalties and biases follow OpenAI's and Hugging Face's definitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
-
 import torch
 
+from inference.backend import Sampling, TokenLogprob
 from inference.engine.sequence import Sequence
 
 COLDEST = 1e-5  # below it the division overflows, and the best token is all there is to draw
 
 
-def sample(logits: torch.Tensor, rows: Rows[Sequence]) -> list[int | None]:
-    """The next token of each row of logits [rows, vocab] float32; None for a row that holds NaN or no finite value.
+class Choices:
+    """The rows of logits [rows, vocab] float32 of one step, and what is chosen from each."""
 
-    argmax(p / Exponential(1)) draws from p without a cumulative sum (the Gumbel-max trick, as an exponential race).
-    """
-    best, tokens = logits.max(-1)
-    chosen: list[int | None] = [
-        token if finite else None for token, finite in zip(tokens.tolist(), best.isfinite().tolist(), strict=True)
-    ]
-    for i, sequence in enumerate(rows):
-        if sequence.sampling.temperature >= COLDEST and chosen[i] is not None:
-            chosen[i] = _draw(logits[i], sequence)
-    return chosen
+    def __init__(self, logits: torch.Tensor):
+        self._logits = logits
+        best, tokens = logits.max(-1)
+        self._finite = best.isfinite().tolist()
+        self._best = tokens.tolist()
+
+    def token(self, row: int, sequence: Sequence) -> int | None:
+        """The next token of `sequence`, whose last token is the one that gave `row`; None where the row holds NaN or
+        no finite value."""
+        if not self._finite[row]:
+            return None
+        sampling = sequence.sampling
+        if sampling.temperature < COLDEST and not _adjusts(sequence):
+            return self._best[row]
+        logits = _adjusted(self._logits[row], sequence)
+        if sampling.temperature < COLDEST:
+            return int(logits.argmax())
+        return _draw(logits, sequence)
+
+    def logprob(self, row: int, token: int, top: int) -> TokenLogprob:
+        """Of `token`, and of the `top` best beside it."""
+        logprobs = self._logits[row].log_softmax(-1)
+        values, ids = logprobs.topk(top) if top else (torch.empty(0), torch.empty(0))
+        best = tuple(TokenLogprob(int(i), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
+        return TokenLogprob(token, float(logprobs[token]), top=best)
+
+
+def _adjusts(sequence: Sequence) -> bool:
+    s = sequence.sampling
+    plain = s.repetition_penalty == 1 and s.presence_penalty == 0 and s.frequency_penalty == 0 and not s.logit_bias
+    return not plain or sequence.grammar is not None
+
+
+def _adjusted(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    """logits [vocab] with bias and penalties, and without what the constraint forbids."""
+    sampling = sequence.sampling
+    if not _adjusts(sequence):
+        return logits
+    logits = logits.clone()
+    if sampling.logit_bias:
+        ids = [token for token in sampling.logit_bias if 0 <= token < len(logits)]
+        logits[ids] += torch.tensor([sampling.logit_bias[token] for token in ids])
+    if sampling.repetition_penalty != 1:
+        ids = list(set(sequence.tokens))
+        seen = logits[ids]
+        penalty = sampling.repetition_penalty
+        logits[ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        counts: dict[int, int] = {}
+        for token in sequence.tokens[sequence.prompt_tokens :]:
+            counts[token] = counts.get(token, 0) + 1
+        taken = [sampling.presence_penalty + sampling.frequency_penalty * count for count in counts.values()]
+        logits[list(counts)] -= torch.tensor(taken)
+    if sequence.grammar is not None:
+        sequence.grammar.forbid(logits)
+    return logits
 
 
 def _draw(logits: torch.Tensor, sequence: Sequence) -> int:
-    sampling = sequence.sampling
-    values, ids = _filter(logits / sampling.temperature, sampling.top_k, sampling.top_p)
+    """argmax(p / Exponential(1)) draws from p without a cumulative sum (the Gumbel-max trick, as an exponential
+    race)."""
+    values, ids = _filter(logits / sequence.sampling.temperature, sequence.sampling)
     generator = torch.Generator().manual_seed((sequence.seed * 1_000_003 + len(sequence.tokens)) % 2**63)
     race = torch.empty_like(values).exponential_(generator=generator)
     winner = int((values.softmax(-1) / race).argmax())
     return int(ids[winner]) if ids is not None else winner
 
 
-def _filter(logits: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _filter(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The logits that may be drawn, best first, and their ids; (logits, None) where nothing is filtered.
 
-    top_p keeps the smallest set of best tokens whose probability reaches it, always at least one.
+    top_p keeps the smallest set of best tokens whose probability reaches it, always at least one; min_p those whose
+    probability is at least that share of the best one's.
     """
-    if top_k <= 0 and top_p >= 1:
+    top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p
+    if top_k <= 0 and top_p >= 1 and min_p <= 0:
         return logits, None
     values, ids = logits.topk(min(top_k, len(logits))) if top_k > 0 else logits.sort(descending=True)
+    kept = len(values)
     if top_p < 1:
         probabilities = values.softmax(-1)
         kept = int(((probabilities.cumsum(-1) - probabilities) < top_p).sum())
-        values, ids = values[: max(kept, 1)], ids[: max(kept, 1)]
-    return values, ids
+    if min_p > 0:
+        kept = min(kept, int((values >= values[0] + torch.tensor(min_p).log()).sum()))
+    return values[: max(kept, 1)], ids[: max(kept, 1)]

@@ -1,43 +1,65 @@
-"""What the next step computes: decodes first, then prefills in the order of arrival, under a token budget.
+"""What the next step computes: decodes first, then prefills, under a budget of tokens and of time.
 
-A step is one flat batch, so a plan is just how many tokens each sequence gets.  Nothing here knows tensors,
-time or threads.
+A step is one flat batch, so a plan is just how many tokens each sequence gets.  Nothing here knows tensors or
+threads.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from inference.engine.blocks import BlockPool
+from inference.engine.cost import UNKNOWN, StepCost
 from inference.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """`max_tokens` of a step (decodes get theirs even beyond it) and sequences `max_running` at once.
+
+    While anything streams, a step takes no longer than `step_seconds` by `cost`, but a prefill always gets
+    `min_chunk` tokens.  Of the first `look_ahead` that wait, the class goes first that is most urgent, in it the one
+    with the least to compute, in bands of powers of two that a wait of `ageing_seconds` lifts by one; whoever has
+    waited for `age_limit_seconds` goes before all others.  `draft_rows`: the most guessed tokens of a step.
+    """
+
+    max_tokens: int = 512
+    max_running: int = 64
+    step_seconds: float = float("inf")
+    cost: StepCost = UNKNOWN
+    min_chunk: int = 32
+    look_ahead: int = 64
+    ageing_seconds: float = 2.0
+    age_limit_seconds: float = 30.0
+    draft_rows: int = 0
+    max_draft: int = 5
+
+
+@dataclass(frozen=True, slots=True)
 class Scheduled:
-    """`tokens` of the sequence from `start` on; `samples` when its last token is among them."""
+    """`tokens` of the sequence from `start` on, the last of them guessed: `drafts`."""
 
     sequence: Sequence
     start: int
     tokens: int
+    drafts: tuple[int, ...] = ()
 
     @property
     def samples(self) -> bool:
-        return self.start + self.tokens == len(self.sequence.tokens)
+        """Whether the last known token is among them, so that the next one can be chosen."""
+        return self.start + self.tokens - len(self.drafts) == len(self.sequence.tokens)
 
 
 class Scheduler:
-    """Owns the queues and hands out blocks.
+    """Owns the queues and hands out blocks.  Admission keeps `watermark` blocks free for running sequences to grow
+    into."""
 
-    `budget` is the most tokens of a step; every decode gets its one even beyond it, so that a full house of
-    streams never stalls.  Admission keeps `watermark` blocks free for running sequences to grow into.
-    """
-
-    def __init__(self, pool: BlockPool, budget: int, max_running: int):
+    def __init__(self, pool: BlockPool, policy: Policy):
         self.pool = pool
+        self.policy = policy
         self._block_size = pool.block_size
-        self.budget = budget
-        self.max_running = max_running
         self.watermark = max(1, pool.capacity // 50)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[str, Sequence] = {}  # in the order of admission
@@ -56,41 +78,73 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._release(sequence)
 
-    def schedule(self) -> list[Scheduled]:
-        """Plan one step.  Never empty while there is work: whoever was admitted first can always advance,
-        if need be by preempting all others."""
+    def schedule(self, now: float) -> list[Scheduled]:
+        """Plan one step at the time `now`.  Never empty while there is work: whoever was admitted first can always
+        advance, if need be by preempting all others."""
         plan: dict[str, Scheduled] = {}
-        budget = self.budget
         preempted_before = self.preempted_total
-        running = list(self.running.values())
-        for sequence in [s for s in running if s.decoding] + [s for s in running if not s.decoding]:
-            if sequence.request_id not in self.running:  # preempted for an older one in this very loop
+        decodes = sorted((s for s in self.running.values() if s.decoding), key=lambda s: s.priority)
+        prefills = [s for s in self.running.values() if not s.decoding]
+        drafts = min(self.policy.max_draft, self.policy.draft_rows // len(decodes)) if decodes else 0
+        for sequence in decodes:
+            if sequence.request_id in self.running:  # not preempted for another one in this very loop
+                self._plan_decode(sequence, drafts, plan)
+        left = _Budget(self.policy, list(plan.values()), self._block_size)
+        for sequence in prefills:
+            if sequence.request_id not in self.running:
                 continue
-            if not sequence.decoding:
-                self._adopt(sequence)
-            tokens = sequence.pending if sequence.decoding else min(sequence.pending, budget)
-            if tokens > 0 and self._grow(sequence, tokens, plan):
-                plan[sequence.request_id] = Scheduled(sequence, sequence.computed, tokens)
-                budget -= tokens
-        # nobody is admitted in a step that had to preempt: it would be thrown out again in the next one
-        while budget > 0 and self.waiting and len(self.running) < self.max_running:
+            self._adopt(sequence)
+            chunk = left.chunk(sequence.computed, sequence.pending)
+            if chunk > 0 and self._grow(sequence, chunk, plan):
+                plan[sequence.request_id] = Scheduled(sequence, sequence.computed, chunk)
+                left.spend(sequence.computed, chunk)
+        while self.waiting and len(self.running) < self.policy.max_running:
+            # nobody is admitted in a step that had to preempt: it would be thrown out again in the next one
             if self.preempted_total > preempted_before and plan:
                 break
-            admitted = self._admit(self.waiting[0], budget)
+            admitted = self._admit(self._next(now), left)
             if admitted is None:
                 break
-            self.waiting.popleft()
+            self.waiting.remove(admitted.sequence)
             plan[admitted.sequence.request_id] = admitted
-            budget -= admitted.tokens
+            left.spend(admitted.start, admitted.tokens)
         return list(plan.values())
 
-    def _admit(self, sequence: Sequence, budget: int) -> Scheduled | None:
+    def _plan_decode(self, sequence: Sequence, most_drafts: int, plan: dict[str, Scheduled]) -> None:
+        drafts: tuple[int, ...] = ()
+        if most_drafts and sequence.drafter is not None:
+            most = min(most_drafts, sequence.sampling.max_tokens - sequence.generated - 1)
+            # guesses are worth no preemption
+            room = len(sequence.blocks) * self._block_size - sequence.computed - 1
+            if self.pool.free_blocks > self.watermark:
+                room += self._block_size
+            drafts = tuple(sequence.drafter.propose(sequence.tokens, min(most, room)))
+        if self._grow(sequence, 1 + len(drafts), plan):
+            plan[sequence.request_id] = Scheduled(sequence, sequence.computed, 1 + len(drafts), drafts)
+
+    def _next(self, now: float) -> Sequence:
+        """Who of those that wait is to be admitted first."""
+        policy = self.policy
+
+        def urgency(sequence: Sequence) -> tuple[bool, bool, int, int, float]:
+            waited = now - sequence.arrived
+            if sequence.preemptions or waited >= policy.age_limit_seconds:
+                return (False, not sequence.preemptions, 0, 0, sequence.arrived)
+            uncached = len(sequence.tokens) - len(self._hits(sequence)) * self._block_size
+            band = (uncached // 64).bit_length() - int(waited / policy.ageing_seconds)
+            return (True, True, sequence.priority, band, sequence.arrived)
+
+        return min(islice(self.waiting, policy.look_ahead), key=urgency)
+
+    def _admit(self, sequence: Sequence, left: _Budget) -> Scheduled | None:
         """Take what the cache holds of a waiting sequence and blocks for its first chunk, or nothing at all."""
         hits = self._hits(sequence)
         from_free = sum(1 for block in hits if not self.pool.in_use(block))
         start = len(hits) * self._block_size
-        tokens = min(len(sequence.tokens) - start, budget)
-        fresh = -(-(start + tokens) // self._block_size) - len(hits)
+        chunk = left.chunk(start, len(sequence.tokens) - start)
+        if chunk == 0:
+            return None
+        fresh = -(-(start + chunk) // self._block_size) - len(hits)
         reserve = self.watermark if self.running else 0
         if fresh + from_free + reserve > self.pool.free_blocks:
             return None
@@ -103,11 +157,12 @@ class Scheduler:
         if sequence.preemptions == 0:
             sequence.cached_tokens = start
         self.running[sequence.request_id] = sequence
-        return Scheduled(sequence, start, tokens)
+        return Scheduled(sequence, start, chunk)
 
     def _hits(self, sequence: Sequence) -> list[int]:
         """Published blocks of the sequence's prefix; at least one token is left to compute, for its logits."""
-        return self.pool.match(sequence.block_names(self._block_size)[: (len(sequence.tokens) - 1) // self._block_size])
+        names = sequence.block_names(self._block_size)
+        return self.pool.match(names[: (len(sequence.tokens) - 1) // self._block_size])
 
     def _adopt(self, sequence: Sequence) -> None:
         """A running prefill takes over blocks that a sibling with the same documents has published meanwhile."""
@@ -126,11 +181,12 @@ class Scheduler:
             sequence.cached_tokens += len(hits) * self._block_size
 
     def _grow(self, sequence: Sequence, tokens: int, plan: dict[str, Scheduled]) -> bool:
-        """Blocks for the next `tokens`.  Where the pool is empty the newest sequence goes back to the queue:
-        one after this that the step has not planned yet, else this one itself."""
+        """Blocks for the next `tokens`.  Where the pool is empty a sequence goes back to the queue that the step has
+        not planned yet, of the least urgent class the newest: another one, or else this one itself."""
         need = -(-(sequence.computed + tokens) // self._block_size) - len(sequence.blocks)
         while (blocks := self.pool.allocate(max(need, 0))) is None:
-            victim = next(s for s in reversed(self.running.values()) if s.request_id not in plan)
+            unplanned = [s for s in self.running.values() if s.request_id not in plan]
+            victim = max(reversed(unplanned), key=lambda s: s.priority)
             assert len(self.running) > 1, "a lone sequence outgrew the pool: it should have been refused on arrival"
             self._preempt(victim)
             if victim is sequence:
@@ -152,11 +208,41 @@ class Scheduler:
         sequence.computed = 0
         sequence.published = 0
 
-    def commit(self, scheduled: Scheduled) -> None:
-        """A step succeeded: count its tokens and publish the blocks that are now full."""
+    def commit(self, scheduled: Scheduled, rejected: int = 0) -> None:
+        """A step succeeded: count its tokens, but for the guesses that were `rejected`, and publish the blocks that
+        are now full."""
         sequence = scheduled.sequence
-        sequence.computed = scheduled.start + scheduled.tokens
+        sequence.computed = scheduled.start + scheduled.tokens - rejected
         names = sequence.block_names(self._block_size)
         for i in range(sequence.published, sequence.computed // self._block_size):
             self.pool.publish(sequence.blocks[i], names[i])
         sequence.published = sequence.computed // self._block_size
+
+
+class _Budget:
+    """What a step has left for prefills beside its decodes."""
+
+    def __init__(self, policy: Policy, decodes: list[Scheduled], block_size: int):
+        self._policy = policy
+        self._block_size = block_size
+        self._tokens = policy.max_tokens - sum(s.tokens for s in decodes)
+        self._floor = policy.min_chunk
+        self._seconds = float("inf")  # without decodes nobody is kept waiting by a long step
+        if decodes:
+            used = policy.cost.fixed + sum(policy.cost.chunk(s.start, s.tokens) for s in decodes)
+            self._seconds = policy.step_seconds - used
+
+    def chunk(self, start: int, pending: int) -> int:
+        """How many of the `pending` tokens from `start` go into this step."""
+        most = min(pending, self._tokens)
+        if most <= 0:
+            return 0
+        chunk = max(self._policy.cost.tokens_within(self._seconds, start, most), min(self._floor, most))
+        if chunk < pending:  # whole blocks, which others can share at once
+            chunk = max(chunk - (start + chunk) % self._block_size, min(chunk, self._block_size))
+        return chunk
+
+    def spend(self, start: int, tokens: int) -> None:
+        self._tokens -= tokens
+        self._seconds -= self._policy.cost.chunk(start, tokens)
+        self._floor = 0  # one prefill advances in every step, however little time there is

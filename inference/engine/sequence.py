@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from inference.backend import FinishReason, Sampling
+import torch
+
+from inference.backend import Sampling
 from inference.engine.blocks import BlockName, extend_names
 from inference.engine.detokenizer import TextStream
+
+
+class Grammar(Protocol):
+    """What an answer must be, and how much of it is there."""
+
+    def forbid(self, logits: torch.Tensor) -> None:
+        """Set the logits [vocab] of tokens that may not come next to -inf."""
+
+    def accept(self, token: int) -> bool:
+        """Note the next token; True when nothing may follow but the end."""
+
+
+class Drafter(Protocol):
+    """Guesses what comes next, so that one step can check several tokens."""
+
+    def propose(self, tokens: list[int], most: int) -> list[int]:
+        """At most `most` tokens that may follow `tokens`; none where there is no good guess."""
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """How many of the last proposal were right."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +48,9 @@ class Sequence:
     text: TextStream
     seed: int
     arrived: float = 0.0
+    priority: int = 0
+    grammar: Grammar | None = None
+    drafter: Drafter | None = None
     scheduled: float | None = None
     computed: int = 0
     cached_tokens: int = 0
@@ -33,7 +59,6 @@ class Sequence:
     published: int = 0
     preemptions: int = 0
     untold: int = 0  # tokens since the last text that was given out
-    finish: FinishReason | None = None
 
     @property
     def pending(self) -> int:

@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from inference import GenerationFailed
 from inference.engine import sequence as sequences
 from inference.engine.blocks import NULL_BLOCK
+from inference.engine.cost import StepCost
 from tests.inference.integer_model import UNWRITTEN, IntegerModel, add, chain, expected, make_core, tokens_of
 
 BLOCK = 2
@@ -49,10 +50,26 @@ class EngineMachine(RuleBasedStateMachine):
         self.claims: dict[bytes, tuple] = {}  # block name → (scope, epoch, tokens) that it stands for
         self.named: dict[tuple, bytes] = {}
 
-    @initialize(blocks=st.integers(6, 12), budget=st.integers(1, 12), running=st.integers(1, 4))
-    def start(self, blocks: int, budget: int, running: int) -> None:
+    @initialize(
+        blocks=st.integers(6, 12),
+        budget=st.integers(1, 12),
+        running=st.integers(1, 4),
+        draft_rows=st.sampled_from([0, 4, 12]),
+        step_seconds=st.sampled_from([0.0, 5.0, float("inf")]),
+    )
+    def start(self, blocks: int, budget: int, running: int, draft_rows: int, step_seconds: float) -> None:
         self.model = IntegerModel(block_size=BLOCK)
-        self.core = make_core(blocks, self.model, max_batch_tokens=budget, max_running=running)
+        self.core = make_core(
+            blocks,
+            self.model,
+            max_tokens=budget,
+            max_running=running,
+            draft_rows=draft_rows,
+            step_seconds=step_seconds,
+            cost=StepCost(1.0, 1.0, 0.1),
+            min_chunk=3,
+            age_limit_seconds=20.0,
+        )
         self.model.before_step = self._in_mid_step
         allocate, admit = self.core.pool.allocate, self.core.scheduler._admit
 
@@ -183,8 +200,8 @@ class EngineMachine(RuleBasedStateMachine):
         name = f"r{len(self.asked)}"
         self.asked[name] = (prompt, count, scope)
         self.born[name] = self.epochs[scope]
-        add(self.core, name, prompt, count, scope)
         tokens = prompt + expected(prompt, count, scope)
+        add(self.core, name, prompt, count, scope, priority=len(self.asked) % 2, drafter=Guesser(tokens))
         names: list[bytes] = []
         sequences.extend_names(names, self.core._sequences[name].root, tokens, BLOCK)
         assert len(names) == len(tokens) // BLOCK, "I5: a block is named that is not full"
@@ -222,9 +239,9 @@ class EngineMachine(RuleBasedStateMachine):
     def _check_writes(self) -> None:
         pool, scheduler = self.core.pool, self.core.scheduler
         self.accounts()
-        decodes = sum(s.sequence.generated > 0 and s.tokens == 1 for s in self.model.planned)
-        assert sum(s.tokens for s in self.model.planned) <= max(scheduler.budget, decodes), "I15"
-        assert len(scheduler.running) <= scheduler.max_running, "I15"
+        decodes = sum(s.tokens for s in self.model.planned if s.sequence.decoding)
+        assert sum(s.tokens for s in self.model.planned) <= max(scheduler.policy.max_tokens, decodes), "I15"
+        assert len(scheduler.running) <= scheduler.policy.max_running, "I15"
         for s in self.model.planned:
             assert s.start == s.sequence.computed
             for position in range(s.start, s.start + s.tokens):
@@ -282,6 +299,20 @@ class EngineMachine(RuleBasedStateMachine):
             assert block_name in self.claims, "I5: published under a name that no request's tokens have"
             scope, _, tokens = self.claims[block_name]
             assert cache[block * BLOCK : (block + 1) * BLOCK] == chain(scope, list(tokens))[-BLOCK:], "I5"
+
+
+class Guesser:
+    """Knows the answer, and is wrong about every third token of it."""
+
+    def __init__(self, truth: list[int]):
+        self.truth = truth
+
+    def propose(self, tokens: list[int], most: int) -> list[int]:
+        ahead = range(len(tokens), min(len(tokens) + most, len(self.truth)))
+        return [self.truth[i] if (i + len(self.truth)) % 3 else 96 for i in ahead]
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        assert 0 <= accepted <= proposed
 
 
 def fingerprint(pool) -> tuple:

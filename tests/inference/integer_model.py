@@ -8,6 +8,7 @@ engine must generate.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 
@@ -15,12 +16,13 @@ import torch
 
 from inference import Sampling
 from inference.engine.core import EngineCore, EngineOptions
-from inference.engine.scheduler import Scheduled
+from inference.engine.scheduler import Policy, Scheduled
 from kernels import BLOCK_SIZE
 
 VOCABULARY = 97
 EOS = 0
 UNWRITTEN = -1
+POLICY = {field.name for field in dataclasses.fields(Policy)}
 
 
 def origin(scope: str) -> int:
@@ -120,6 +122,8 @@ class TokensAsText:
 
 
 def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) -> EngineCore:
+    """`options` of EngineOptions and of Policy."""
+    policy = {"max_tokens": 256, "min_chunk": 1} | {k: options.pop(k) for k in POLICY if k in options}
     ticks = iter(range(10**9))
     model = model or IntegerModel(block_size=options.pop("block_size", BLOCK_SIZE))
     core = EngineCore(
@@ -130,6 +134,7 @@ def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) ->
             block_size=model.block_size,
             max_context_tokens=options.pop("max_context_tokens", 4096),
             eos_token_ids=frozenset({EOS}),
+            policy=Policy(**policy),
             **options,
         ),
         text_stream=TokensAsText,
@@ -137,17 +142,19 @@ def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) ->
     )
     schedule = core.scheduler.schedule
 
-    def noted() -> list[Scheduled]:
-        model.planned = schedule()
+    def noted(now: float) -> list[Scheduled]:
+        model.planned = schedule(now)
         return model.planned
 
     core.scheduler.schedule = noted  # the model must know whose rows it is given
     return core
 
 
-def add(core: EngineCore, request_id: str, prompt: list[int], max_tokens: int = 8, scope: str = "public") -> None:
+def add(
+    core: EngineCore, request_id: str, prompt: list[int], max_tokens: int = 8, scope: str = "public", **more
+) -> None:
     core._model.scope_of[request_id] = scope
-    core.add(request_id, prompt, Sampling(max_tokens=max_tokens), scope, seed=0)
+    core.add(request_id, prompt, Sampling(max_tokens=max_tokens), scope, seed=0, **more)
 
 
 def drain(core: EngineCore, each_step: Callable[[], None] = lambda: None) -> dict[str, list]:

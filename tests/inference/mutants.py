@@ -23,7 +23,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from inference.engine import batch, core, sequence
 from inference.engine.blocks import BlockPool
 from inference.engine.core import EngineCore
-from inference.engine.scheduler import Scheduler
+from inference.engine.scheduler import Scheduler, _Budget
 from tests.inference.engine_machine import EngineMachine
 
 
@@ -81,11 +81,9 @@ MUTANTS = (
     Mutant(
         "hits are computed again in place", Scheduler, "_admit", "start = len(hits) * self._block_size", "start = 0"
     ),
-    Mutant("budget not spent by decodes", Scheduler, "schedule", "budget -= tokens", "pass"),
-    Mutant("no limit to those who run", Scheduler, "schedule", "and len(self.running) < self.max_running", ""),
-    Mutant(
-        "a chunk is given past the budget", Scheduler, "schedule", "min(sequence.pending, budget)", "sequence.pending"
-    ),
+    Mutant("budget not spent by decodes", _Budget, "__init__", "- sum(s.tokens for s in decodes)", ""),
+    Mutant("no limit to those who run", Scheduler, "schedule", "and len(self.running) < self.policy.max_running", ""),
+    Mutant("a chunk is given past the budget", _Budget, "chunk", "min(pending, self._tokens)", "pending"),
     Mutant(
         "adoption in the middle of a block", Scheduler, "_adopt", "if sequence.computed % self._block_size", "if False"
     ),
@@ -93,6 +91,12 @@ MUTANTS = (
         "adoption counts a block too many", Scheduler, "_adopt", "computed += len(hits)", "computed += (1 + len(hits))"
     ),
     Mutant("adoption takes no reference", Scheduler, "_adopt", "self.pool.take(hits)", "pass"),
+    Mutant("a chunk is not taken off the budget", _Budget, "spend", "self._tokens -= tokens", "pass"),
+    Mutant("guesses are kept unseen", EngineCore, "_advance", "rejected=len(drafts) - accepted", "rejected=0"),
+    Mutant("a wrong guess is followed", EngineCore, "_advance", "or token != draft", "or draft is None"),
+    Mutant("logits of the guess before", EngineCore, "_advance", "token(row + accepted", "token(row"),
+    Mutant("guesses are left out of the batch", batch, "build", "+ list(s.drafts)", "+ [1] * len(s.drafts)"),
+    Mutant("no block for the guesses", Scheduler, "_plan_decode", "1 + len(drafts), plan", "1, plan"),
     Mutant("short of blocks, nobody makes way", Scheduler, "_grow", "self._preempt(victim)", "return False"),
     Mutant(
         "one block too few for a chunk",
@@ -149,19 +153,9 @@ MUTANTS = (
     # ---- batch ----
     Mutant("two blocks of a table are swapped", batch, "build", "= s.sequence.blocks\n", "= s.sequence.blocks[::-1]\n"),
     Mutant("a slot too far", batch, "build", "+ positions % block_size", "+ (positions + 1) % block_size"),
+    Mutant("logits of the token before", batch, "build", "end - count + row for", "max(0, end - count + row - 1) for"),
     Mutant(
-        "logits of the token before",
-        batch,
-        "build",
-        "query_start[i + 1] - 1",
-        "max(query_start[i], query_start[i + 1] - 2)",
-    ),
-    Mutant(
-        "a chunk begins one token late",
-        batch,
-        "build",
-        "tokens[s.start : s.start + s.tokens]",
-        "tokens[s.start + 1 : s.start + s.tokens + 1]",
+        "a chunk begins one token late", batch, "build", "tokens[s.start : known]", "tokens[s.start + 1 : known + 1]"
     ),
 )
 

@@ -67,7 +67,7 @@ def test_scopes_share_nothing():
 
 
 def test_a_running_prefill_adopts_what_a_sibling_computes():
-    core = make_core(max_batch_tokens=64)
+    core = make_core(max_tokens=64)
     shared = prompt_of(320)
     add(core, "a", shared + [1])
     core.step()
@@ -79,7 +79,7 @@ def test_a_running_prefill_adopts_what_a_sibling_computes():
 
 
 def test_decodes_are_never_held_back_by_a_prefill():
-    core = make_core(max_batch_tokens=32, blocks=256)
+    core = make_core(max_tokens=32, blocks=256)
     add(core, "stream", prompt_of(20), 60)
     while not core.step():
         pass
@@ -89,7 +89,7 @@ def test_decodes_are_never_held_back_by_a_prefill():
 
 
 def test_short_of_blocks_the_newest_goes_back_and_all_finish_alike():
-    core = make_core(blocks=14, max_batch_tokens=48)
+    core = make_core(blocks=14, max_tokens=48)
     prompts = {f"r{i}": prompt_of(30 + 7 * i, i) for i in range(4)}
     for name, prompt in prompts.items():
         add(core, name, prompt, 60)
@@ -169,7 +169,7 @@ def test_an_error_after_the_step_fails_that_request_alone(monkeypatch):
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 6, 100])
 def test_abort_at_any_moment_frees_everything(steps):
-    core = make_core(max_batch_tokens=32)
+    core = make_core(max_tokens=32)
     add(core, "a", prompt_of(100), 50)
     add(core, "b", prompt_of(100), 5)
     outputs = []
@@ -199,7 +199,7 @@ action = st.one_of(
 @given(st.lists(action, max_size=40), st.integers(7, 30), st.integers(1, 64), st.integers(1, 6))
 def test_no_schedule_changes_an_answer(actions, blocks, budget, max_running):
     """Arrivals with shared prefixes, aborts, tiny pools, every chunk size: answers depend on the prompt alone."""
-    core = make_core(blocks=blocks, max_batch_tokens=budget, max_running=max_running)
+    core = make_core(blocks=blocks, max_tokens=budget, max_running=max_running)
     asked: dict[str, tuple[list[int], int]] = {}
     scopes: dict[str, str] = {}
     got: dict[str, list] = {}
@@ -235,7 +235,7 @@ def test_no_schedule_changes_an_answer(actions, blocks, budget, max_running):
 
 def test_documents_in_many_orders_through_a_small_pool():
     """The traffic that sharing and eviction live on."""
-    core = make_core(blocks=24, max_batch_tokens=40)
+    core = make_core(blocks=24, max_tokens=40)
     rng = random.Random(7)
     documents = [prompt_of(BLOCK_SIZE * 2, seed) for seed in range(5)]
     asked = {}
