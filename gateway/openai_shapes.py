@@ -1,6 +1,7 @@
 """How a completion looks on the wire: text or chat, whole or in chunks.
 
-Whatever was asked, the events are `Piece`* then one `Ending`; a shape turns them into bytes.
+Whatever was asked, the events are `Piece`* and one `Stop` for each choice, then one `Ending`; a shape turns them into
+bytes.
 """
 
 from __future__ import annotations
@@ -11,28 +12,47 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.openai_wire import AnswerMessage, Choice, Completion, CompletionUsage
-from inference import Usage
+from gateway.openai_wire import (
+    AnswerMessage,
+    ChatLogprob,
+    ChatLogprobs,
+    Choice,
+    Completion,
+    CompletionUsage,
+    TextLogprobs,
+)
+from inference import TokenLogprob, Usage
 
 
 class Piece(msgspec.Struct, frozen=True):
+    """Text of the choice `index`."""
+
     text: str
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class Ending(msgspec.Struct, frozen=True):
-    """`about` is what a plain completion has no place for: quotes, sources, citations."""
+class Stop(msgspec.Struct, frozen=True):
+    """A choice has come to its end.  `about` is what a plain completion has no place for: quotes, sources,
+    citations."""
 
     reason: str
-    usage: Usage
+    index: int = 0
     about: dict[str, Any] | UnsetType = UNSET
 
 
-Event = Piece | Ending
+class Ending(msgspec.Struct, frozen=True):
+    """The end of all."""
+
+    usage: Usage
+
+
+Event = Piece | Stop | Ending
 
 
 def merge_pieces(first: Event, second: Event) -> Event | None:
-    if isinstance(first, Piece) and isinstance(second, Piece):
-        return Piece(first.text + second.text)
+    if isinstance(first, Piece) and isinstance(second, Piece) and first.index == second.index:
+        return Piece(first.text + second.text, first.index, first.logprobs + second.logprobs)
     return None
 
 
@@ -46,45 +66,47 @@ class Shape:
         self.completion_id = completion_id
         self.model = model
         self.created = int(time.time())
-        self.begun = False
         self.include_usage = False
+        self._begun: set[int] = set()
 
-    def opening(self) -> list[Choice]:
-        """Chunks that come before the first text."""
+    def opening(self, index: int) -> list[Choice]:
+        """What comes before the first text of a choice."""
         return []
 
-    def part(self, text: str) -> Choice:
+    def part(self, piece: Piece) -> Choice:
         raise NotImplementedError
 
-    def last(self, reason: str) -> Choice:
+    def last(self, stop: Stop) -> Choice:
         raise NotImplementedError
 
-    def full(self, text: str, reason: str) -> Choice:
+    def full(self, piece: Piece, stop: Stop) -> Choice:
         raise NotImplementedError
 
     def encode(self, event: Event) -> bytes:
         """The chunks for an event, as `data:` lines."""
-        choices = [] if self.begun else self.opening()
-        self.begun = True
         match event:
-            case Piece():
-                return b"".join(self._chunk([choice]) for choice in (*choices, self.part(event.text)))
             case Ending():
-                out = [self._chunk([choice]) for choice in choices]
-                out.append(self._chunk([self.last(event.reason)], about=event.about))
-                if self.include_usage:
-                    out.append(self._chunk([], usage=CompletionUsage.of(event.usage)))
-                return b"".join(out)
+                return self._chunk([], usage=CompletionUsage.of(event.usage)) if self.include_usage else b""
+            case Piece():
+                return self._opened(event.index) + self._chunk([self.part(event)])
+            case Stop():
+                return self._opened(event.index) + self._chunk([self.last(event)], about=event.about)
 
-    def response(self, text: str, ending: Ending) -> Completion:
+    def _opened(self, index: int) -> bytes:
+        choices = [] if index in self._begun else self.opening(index)
+        self._begun.add(index)
+        return b"".join(self._chunk([choice]) for choice in choices)
+
+    def response(self, pieces: list[Piece], stops: list[Stop], ending: Ending) -> Completion:
+        """The whole of it; a piece and a stop for each choice."""
         return Completion(
             id=self.completion_id,
             object=self.whole_object,
             created=self.created,
             model=self.model,
-            choices=[self.full(text, ending.reason)],
+            choices=[self.full(piece, stop) for piece, stop in zip(pieces, stops, strict=True)],
             usage=CompletionUsage.of(ending.usage),
-            refdesk=ending.about,
+            refdesk=stops[0].about,
         )
 
     def _chunk(
@@ -108,28 +130,51 @@ class Shape:
 class TextShape(Shape):
     whole_object = chunk_object = "text_completion"
 
-    def part(self, text: str) -> Choice:
-        return Choice(text=text)
+    def part(self, piece: Piece) -> Choice:
+        return Choice(index=piece.index, text=piece.text, logprobs=_text_logprobs(piece.logprobs))
 
-    def last(self, reason: str) -> Choice:
-        return Choice(text="", finish_reason=reason)
+    def last(self, stop: Stop) -> Choice:
+        return Choice(index=stop.index, text="", finish_reason=stop.reason)
 
-    def full(self, text: str, reason: str) -> Choice:
-        return Choice(text=text, finish_reason=reason)
+    def full(self, piece: Piece, stop: Stop) -> Choice:
+        return msgspec.structs.replace(self.part(piece), finish_reason=stop.reason)
 
 
 class ChatShape(Shape):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def opening(self) -> list[Choice]:
-        return [Choice(delta=AnswerMessage(role="assistant", content=""))]
+    def opening(self, index: int) -> list[Choice]:
+        return [Choice(index=index, delta=AnswerMessage(role="assistant", content=""))]
 
-    def part(self, text: str) -> Choice:
-        return Choice(delta=AnswerMessage(content=text))
+    def part(self, piece: Piece) -> Choice:
+        return Choice(
+            index=piece.index, delta=AnswerMessage(content=piece.text), logprobs=_chat_logprobs(piece.logprobs)
+        )
 
-    def last(self, reason: str) -> Choice:
-        return Choice(delta=AnswerMessage(), finish_reason=reason)
+    def last(self, stop: Stop) -> Choice:
+        return Choice(index=stop.index, delta=AnswerMessage(), finish_reason=stop.reason)
 
-    def full(self, text: str, reason: str) -> Choice:
-        return Choice(message=AnswerMessage(role="assistant", content=text), finish_reason=reason)
+    def full(self, piece: Piece, stop: Stop) -> Choice:
+        message = AnswerMessage(role="assistant", content=piece.text)
+        logprobs = _chat_logprobs(piece.logprobs)
+        return Choice(index=stop.index, message=message, logprobs=logprobs, finish_reason=stop.reason)
+
+
+def _text_logprobs(logprobs: tuple[TokenLogprob, ...]) -> TextLogprobs | None:
+    if not logprobs:
+        return None
+    return TextLogprobs(
+        tokens=[each.text for each in logprobs],
+        token_logprobs=[each.logprob for each in logprobs],
+        top_logprobs=[{other.text: other.logprob for other in each.top} for each in logprobs],
+    )
+
+
+def _chat_logprobs(logprobs: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
+    return ChatLogprobs([_chat_logprob(each, top=True) for each in logprobs]) if logprobs else None
+
+
+def _chat_logprob(each: TokenLogprob, top: bool) -> ChatLogprob:
+    others = [_chat_logprob(other, top=False) for other in each.top] if top else UNSET
+    return ChatLogprob(token=each.text, logprob=each.logprob, bytes=list(each.text.encode()), top_logprobs=others)

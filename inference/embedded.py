@@ -10,11 +10,23 @@ import time
 from collections.abc import AsyncGenerator
 
 import torch
+from msgspec import structs
 
-from inference.backend import Capabilities, Finished, GenerationEvent, GenerationRequest, Health, TextDelta
+from inference.backend import (
+    Capabilities,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    Health,
+    TextDelta,
+    TokenLogprob,
+)
 from inference.config import EngineConfig
 from inference.engine import EngineCore, EngineOptions, EngineThread, Policy
+from inference.engine.calibrate import measure_step_cost
 from inference.engine.detokenizer import TextStream
+from inference.engine.grammar import Grammars
+from inference.engine.lookup import PromptLookup, TokenText
 from inference.errors import RequestRefused
 from inference.models import Checkpoint, Llama, ModelError, open_checkpoint
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
@@ -25,6 +37,8 @@ from kernels import BLOCK_SIZE, bytes_per_block
 log = logging.getLogger(__name__)
 
 HUNG_AFTER_SECONDS = 30.0
+DRAFT_ROWS = 8  # guesses of a step in all: one stream gets the most, and none get any from nine on
+PRIORITIES = {"interactive": 0, "batch": 1}
 LONG_PROMPT_CHARACTERS = 20_000  # tokenising more than this takes milliseconds that the event loop has not got
 
 
@@ -50,19 +64,31 @@ class EmbeddedBackend:
                 f"give it at least {-(-min(context, 2048) * block_bytes // BLOCK_SIZE // 2**20)}"
             )
         self._name = config.served_name or served_name(config.model, checkpoint)
+        model = Llama(checkpoint, dtype)
+        cache = model.new_cache(blocks)
         core = EngineCore(
-            Llama(checkpoint, dtype),
+            model,
             EngineOptions(
                 identity=f"{checkpoint.path.resolve()}|{dtype}",
                 blocks=blocks,
                 max_context_tokens=context,
                 eos_token_ids=frozenset(shape.eos_token_ids) | self._end_of_turn(),
-                policy=Policy(max_tokens=config.max_batch_tokens, max_running=config.max_running),
+                policy=Policy(
+                    max_tokens=config.max_batch_tokens,
+                    max_running=config.max_running,
+                    step_seconds=config.step_ms / 1000,
+                    cost=measure_step_cost(model, cache, blocks, BLOCK_SIZE),
+                    max_draft=config.max_draft_tokens,
+                    draft_rows=DRAFT_ROWS if config.max_draft_tokens else 0,
+                ),
                 max_queued=config.max_queued,
             ),
             text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),
             clock=time.monotonic,
+            cache=cache,
         )
+        self._drafts = config.max_draft_tokens > 0
+        self._grammars = Grammars(self._encoder.hugging_face, shape.vocab_size, tuple(core.options.eos_token_ids))
         self._thread = EngineThread(core, threads)
         self._running = Running()
         self._seeds = itertools.count(int.from_bytes(os.urandom(4), "little"))
@@ -82,11 +108,22 @@ class EmbeddedBackend:
         return self._stream(request, self._running.open(request.request_id))
 
     async def _stream(self, request: GenerationRequest, run: Run) -> AsyncGenerator[GenerationEvent, None]:
-        tokens = await self._encode(request.prompt)
+        sampling = request.sampling
+        tokens, texts = await self._encode(request.prompt)
+        grammar = await asyncio.to_thread(self._grammars.open, sampling.constraint) if sampling.constraint else None
         seed = next(self._seeds)
         mailbox = self._thread.submit(
             request.request_id,
-            lambda core: core.add(request.request_id, tokens, request.sampling, request.scope, seed),
+            lambda core: core.add(
+                request.request_id,
+                tokens,
+                sampling,
+                request.scope,
+                seed,
+                priority=PRIORITIES[request.priority],
+                grammar=grammar,
+                drafter=PromptLookup(texts) if self._drafts else None,
+            ),
         )
         try:
             run.attach(lambda: self._thread.abort(request.request_id))
@@ -96,8 +133,8 @@ class EmbeddedBackend:
                 output = await mailbox.take()
                 if output.error is not None:
                     raise output.error
-                if output.text and not run.aborted:
-                    yield TextDelta(output.text, output.tokens)
+                if (output.text or output.logprobs) and not run.aborted:
+                    yield TextDelta(output.text, output.tokens, self._named(output.logprobs))
                 if output.finish is not None:
                     yield Finished(output.finish, output.usage, output.queued_seconds)
                     return
@@ -108,7 +145,7 @@ class EmbeddedBackend:
         self._running.abort(request_id)
 
     async def count_tokens(self, prompt: Prompt) -> int:
-        return len(await self._encode(prompt))
+        return len((await self._encode(prompt))[0])
 
     async def health(self) -> Health:
         if not self._thread.alive:
@@ -131,6 +168,8 @@ class EmbeddedBackend:
             "cached_tokens_total": core.counters.cached_tokens,
             "completion_tokens_total": core.counters.generated_tokens,
             "computed_tokens_total": core.counters.computed_tokens,
+            "drafted_tokens_total": core.counters.drafted_tokens,
+            "accepted_tokens_total": core.counters.accepted_tokens,
             "steps_total": core.counters.steps,
             "preemptions_total": core.scheduler.preempted_total,
             "kv_blocks": core.pool.capacity,
@@ -144,13 +183,21 @@ class EmbeddedBackend:
     async def close(self) -> None:
         await asyncio.to_thread(self._thread.close)
 
-    async def _encode(self, prompt: Prompt) -> list[int]:
+    async def _encode(self, prompt: Prompt) -> tuple[list[int], list[TokenText]]:
         try:
             if length_of(prompt) < LONG_PROMPT_CHARACTERS:
-                return self._encoder.encode(prompt)
-            return await asyncio.to_thread(self._encoder.encode, prompt)
+                return self._encoder.encode_texts(prompt)
+            return await asyncio.to_thread(self._encoder.encode_texts, prompt)
         except ModelError as error:
             raise RequestRefused(str(error)) from error
+
+    def _named(self, logprobs: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
+        """With the text of each token."""
+        decode = self._encoder.tokenizer.decode
+        return tuple(
+            structs.replace(each, text=decode([each.token], skip_special_tokens=False), top=self._named(each.top))
+            for each in logprobs
+        )
 
     def _end_of_turn(self) -> frozenset[int]:
         eos = self._encoder.tokenizer.token_to_id("<|im_end|>")

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from inference.backend import FinishReason, GenerationRequest, Usage
+from inference.backend import Constraint, FinishReason, GenerationRequest, Usage
 from inference.config import OpenAIConfig
 from inference.errors import (
     BackendError,
@@ -40,7 +40,8 @@ _NUMBER = re.compile(r"\d+")
 
 
 def request_body(config: OpenAIConfig, request: GenerationRequest) -> tuple[str, dict[str, Any]]:
-    """The path under the base URL, and the JSON body that asks for a stream with usage at its end."""
+    """The path under the base URL, and the JSON body that asks for a stream with usage at its end.  Raises
+    RequestRefused for what no such server is asked."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": config.model,
@@ -53,6 +54,22 @@ def request_body(config: OpenAIConfig, request: GenerationRequest) -> tuple[str,
         body["top_p"] = sampling.top_p
     if sampling.top_k:
         body["top_k"] = sampling.top_k
+    if sampling.min_p:
+        body["min_p"] = sampling.min_p
+    if sampling.repetition_penalty != 1.0:
+        body["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.presence_penalty:
+        body["presence_penalty"] = sampling.presence_penalty
+    if sampling.frequency_penalty:
+        body["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if sampling.stop_token_ids:
+        body["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.constraint is not None:
+        body |= _format(sampling.constraint)
+    if sampling.logprobs is not None:
+        raise RequestRefused("logprobs are not read from remote servers")
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if sampling.stop:
@@ -67,6 +84,17 @@ def request_body(config: OpenAIConfig, request: GenerationRequest) -> tuple[str,
         messages.append({"role": "assistant", "content": prompt.reply_prefix})
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     return "/chat/completions", body | {"messages": messages}
+
+
+def _format(constraint: Constraint) -> dict[str, Any]:
+    match constraint.kind:
+        case "regex":
+            return {"structured_outputs": {"regex": constraint.value}}
+        case "json_object":
+            return {"response_format": {"type": "json_object"}}
+        case "json_schema":
+            schema = {"name": "answer", "schema": msgspec.json.decode(constraint.value)}
+            return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 # ---- the stream -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 from inference.backend import Capabilities, Finished, GenerationEvent, GenerationRequest, Health, TextDelta, Usage
 from inference.config import ScriptedConfig
-from inference.errors import GenerationFailed, PromptTooLong, Unavailable
+from inference.errors import GenerationFailed, PromptTooLong, RequestRefused, Unavailable
 from inference.prompt import ChatPrompt, Prompt
 from inference.running import Run, Running
 
@@ -65,6 +65,8 @@ class ScriptedBackend:
     async def _play(self, request: GenerationRequest, run: Run) -> AsyncGenerator[GenerationEvent, None]:
         if self._closed:
             raise Unavailable("the scripted backend is closed: the server is shutting down")
+        if request.sampling.constraint is not None or request.sampling.logprobs is not None:
+            raise RequestRefused("a script follows no format and has no logprobs: use another backend")
         config, metrics = self._config, self._metrics
         fail_after = 0 if config.fail_before_first else config.fail_after_tokens
         prompt_tokens = _count_words(request.prompt)

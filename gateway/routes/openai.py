@@ -2,7 +2,7 @@
 
 Model "refdesk" answers from documents: its reply leads with quotes and ends with its sources.
 The bare model's own name continues a prompt and looks at no documents.  Both become the same two
-events, `Piece`* then one `Ending`, which four shapes of chunk and reply are made of.
+events, `Piece`* and `Stop` for each choice, then one `Ending`, which four shapes of chunk and reply are made of.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from gateway.composing import Turn
 from gateway.desk import Desk
 from gateway.errors import ApiError, OpenAIErrorBody, ShuttingDown, openai_error, problem_of
 from gateway.identity import request_id
-from gateway.openai_shapes import ChatShape, Ending, Event, Piece, Shape, TextShape, merge_pieces
+from gateway.interleave import interleaved
+from gateway.openai_shapes import ChatShape, Ending, Event, Piece, Shape, Stop, TextShape, merge_pieces
 from gateway.openai_wire import (
     ChatCompletionRequest,
     ChatDocument,
@@ -33,6 +34,7 @@ from gateway.openai_wire import (
     CompletionRequest,
     Model,
     ModelList,
+    ResponseFormat,
     refuse_unsupported,
     sampling_of,
 )
@@ -97,9 +99,7 @@ async def complete(
     if len(prompts) != 1:
         raise ApiError(400, "unsupported_field", "prompt: send one text per request", param="prompt")
     own_id = request_id(request.scope)
-    events = _generate(
-        desk, own_id, TextPrompt(prompts[0]), sampling_of(data, max_tokens=COMPLETION_TOKENS, temperature=1.0)
-    )
+    events = _generate(desk, own_id, TextPrompt(prompts[0]), data, COMPLETION_TOKENS)
     return await _reply(request, desk, data, TextShape(f"cmpl-{own_id}", data.model), events)
 
 
@@ -124,8 +124,7 @@ async def chat(
     if data.model == REFDESK:
         events = _from_documents(desk, _ask(desk, own_id, data))
     else:
-        sampling = sampling_of(data, max_tokens=CHAT_TOKENS, temperature=1.0)
-        events = _generate(desk, own_id, _conversation(data), sampling)
+        events = _generate(desk, own_id, _conversation(data), data, CHAT_TOKENS)
     return await _reply(request, desk, data, ChatShape(f"chatcmpl-{own_id}", data.model), events)
 
 
@@ -146,25 +145,44 @@ def _check_model(desk: Desk, name: str) -> None:
 # ---------------------------------------------------------------- where the events come from
 
 
-async def _generate(desk: Desk, own_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event, None]:
-    """The bare model's continuation."""
-    backend, clock = desk.backend, Clock()
+async def _generate(
+    desk: Desk, own_id: str, prompt: Prompt, data: CompletionFields, max_tokens: int
+) -> AsyncGenerator[Event, None]:
+    """The bare model's continuation: `n` of them side by side, whose prompt the engine reads once."""
+    sampling = sampling_of(data, max_tokens=max_tokens, temperature=1.0)
+    clock, usages = Clock(), []
+    requests = [
+        GenerationRequest(
+            request_id=own_id if index == 0 else f"{own_id}.{index}",
+            prompt=prompt,
+            sampling=sampling if index == 0 or sampling.seed is None else _seeded(sampling, index),
+            priority=data.priority,
+        )
+        for index in range(data.n or 1)
+    ]
     try:
-        async with aclosing(
-            backend.generate(GenerationRequest(request_id=own_id, prompt=prompt, sampling=sampling))
-        ) as stream:
-            async for event in stream:
+        async with aclosing(interleaved([desk.backend.generate(request) for request in requests])) as stream:
+            async for index, event in stream:
                 match event:
                     case TextDelta():
                         if clock.token():
                             desk.metrics.first_token.observe(clock.last_token - clock.arrived)
-                        yield Piece(event.text)
+                        yield Piece(event.text, index, event.logprobs)
                     case Finished():
                         desk.metrics.count_usage(event.usage)
-                        yield Ending(_reason(desk, event.reason), event.usage)
+                        usages.append(event.usage)
+                        yield Stop(_reason(desk, event.reason), index)
     finally:
         # Synchronous on purpose, see answering.
-        backend.abort(own_id)
+        for request in requests:
+            desk.backend.abort(request.request_id)
+    yield Ending(
+        Usage(usages[0].prompt_tokens, sum(usage.completion_tokens for usage in usages), usages[0].cached_tokens)
+    )
+
+
+def _seeded(sampling: Sampling, index: int) -> Sampling:
+    return msgspec.structs.replace(sampling, seed=(sampling.seed or 0) + index)
 
 
 def _reason(desk: Desk, reason: str) -> str:
@@ -201,6 +219,16 @@ def _document(document: ChatDocument) -> Segment:
 def _ask(desk: Desk, own_id: str, data: ChatCompletionRequest) -> Ask:
     if data.documents is not None:
         raise ApiError(400, "unsupported_field", f"documents: {REFDESK} answers from its own", param="documents")
+    wanted = {
+        "n": (data.n or 1) > 1,
+        "logprobs": bool(data.logprobs),
+        "response_format": data.response_format not in (None, ResponseFormat("text")),
+        "structured_outputs": data.structured_outputs is not None,
+    }
+    for field, asked in wanted.items():
+        if asked:
+            detail = f"{field}: {REFDESK} gives one answer in plain text; ask the bare model"
+            raise ApiError(400, "unsupported_field", detail, param=field)
     settings, most = desk.config.answers, desk.config.server.max_question_characters
     *before, last = data.messages
     return Ask(
@@ -217,7 +245,7 @@ async def _from_documents(desk: Desk, ask: Ask) -> AsyncGenerator[Event, None]:
     """An answer as chat text: quotes, the generated text, the sources that either rests on."""
     said: list[str] = []
     about: dict[str, Any] = {}
-    usage, reason = Usage(0, 0), "stop"
+    usage = Usage(0, 0)
     async with aclosing(answer(desk, ask)) as events:
         async for event in events:
             match event:
@@ -237,8 +265,8 @@ async def _from_documents(desk: Desk, ask: Ask) -> AsyncGenerator[Event, None]:
                     spent = event.usage
                     usage = Usage(spent.prompt_tokens, spent.completion_tokens, spent.cached_tokens)
                 case Done():
-                    reason = _reason(desk, event.finish_reason)
-    yield Ending(reason, usage, about)
+                    yield Stop(_reason(desk, event.finish_reason), about=about)
+    yield Ending(usage)
 
 
 def _quoted(event: Sources) -> str:
@@ -281,15 +309,26 @@ async def _reply(
 
 
 async def _collected(shape: Shape, events: AsyncGenerator[Event, None]) -> Completion:
-    text: list[str] = []
+    pieces: dict[int, list[Piece]] = {}
+    stops: dict[int, Stop] = {}
     async with aclosing(events) as stream:
         async for event in stream:
             match event:
                 case Piece():
-                    text.append(event.text)
+                    pieces.setdefault(event.index, []).append(event)
+                case Stop():
+                    stops[event.index] = event
                 case Ending():
                     ending = event
-    return shape.response("".join(text), ending)
+    whole_pieces = [
+        Piece(
+            "".join(piece.text for piece in pieces.get(index, ())),
+            index,
+            tuple(each for piece in pieces.get(index, ()) for each in piece.logprobs),
+        )
+        for index in sorted(stops)
+    ]
+    return shape.response(whole_pieces, [stops[index] for index in sorted(stops)], ending)
 
 
 def _error_encoder(own_id: str) -> Callable[[Exception], bytes]:

@@ -77,7 +77,8 @@ class Counters(msgspec.Struct):
 class EngineCore:
     """Continuous batching over one model and one paged cache.
 
-    `text_stream(stop)` makes the detokeniser of a request.  Requests are known by id from `add` until their
+    `text_stream(stop)` makes the detokeniser of a request; `cache` is one that the model made before, of
+    `options.blocks`.  Requests are known by id from `add` until their
     last output or `abort`, whichever is first; after that no block is held for them.
     """
 
@@ -87,13 +88,14 @@ class EngineCore:
         options: EngineOptions,
         text_stream: Callable[[tuple[str, ...]], TextStream],
         clock: Callable[[], float],
+        cache: object = None,
     ):
         self.options = options
         self.counters = Counters()
         self.pool = BlockPool(options.blocks, options.block_size)
         self.scheduler = Scheduler(self.pool, options.policy)
         self._model = model
-        self._cache = model.new_cache(options.blocks)
+        self._cache = model.new_cache(options.blocks) if cache is None else cache
         self._text_stream = text_stream
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}

@@ -35,6 +35,7 @@ class Mailbox:
         if self._news is not None:
             output.text = self._news.text + output.text
             output.tokens += self._news.tokens
+            output.logprobs = self._news.logprobs + output.logprobs
         self._news = output
         self._arrived.set()
 
@@ -163,7 +164,7 @@ class EngineThread:
         for output in outputs:
             ended = output.finish is not None
             found = self._mailboxes.pop(output.request_id, None) if ended else self._mailboxes.get(output.request_id)
-            if found is not None and (output.text or ended):
+            if found is not None and (output.text or ended or output.logprobs):
                 by_loop.setdefault(found[0], []).append((found[1], output))
         for loop, mail in by_loop.items():
             try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from inference.engine.lookup import TokenText
 from inference.models.config import ModelError
 from inference.prompt import ChatPrompt, Prompt, TextPrompt
 
@@ -30,14 +31,14 @@ class PromptEncoder:
     encode.
     """
 
-    def __init__(self, tokenizer, remember_tokens: int = 2_000_000):
+    def __init__(self, tokenizer, remember_tokens: int = 500_000):
         """`tokenizer`: a fast Hugging Face tokenizer.  `remember_tokens`: how many tokens of documents are kept,
-        about 8 bytes each with their text."""
-        self._hugging_face = tokenizer
+        about 8 bytes each with their text, and 200 once an answer has looked for itself in them."""
+        self.hugging_face = tokenizer
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
         self._plain = Tokenizer.from_str(self.tokenizer.to_str())
         self._plain.encode_special_tokens = True
-        self._remembered: OrderedDict[str, array[int]] = OrderedDict()
+        self._remembered: OrderedDict[str, TokenText] = OrderedDict()
         self._remembered_tokens = 0
         self._remember_tokens = remember_tokens
         self._lock = threading.Lock()
@@ -45,43 +46,54 @@ class PromptEncoder:
 
     @property
     def has_template(self) -> bool:
-        return bool(self._hugging_face.chat_template)
+        return bool(self.hugging_face.chat_template)
 
     def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens.  Raises ModelError where the model's template can't take it."""
+        return self.encode_texts(prompt)[0]
+
+    def encode_texts(self, prompt: Prompt) -> tuple[list[int], list[TokenText]]:
+        """The prompt's tokens, and those of its texts one by one, the last first: what an answer may quote."""
         match prompt:
             case TextPrompt(text=text):
-                return list(self.tokenizer.encode(text).ids)
+                ids = array("i", self.tokenizer.encode(text).ids)
+                return list(ids), [TokenText(ids)]
             case ChatPrompt():
                 return self._encode_chat(prompt)
 
-    def _encode_chat(self, prompt: ChatPrompt) -> list[int]:
+    def _encode_chat(self, prompt: ChatPrompt) -> tuple[list[int], list[TokenText]]:
         glue = self._template(tuple(message.role for message in prompt.messages))
         ids = list(glue[0])
+        texts = []
         for message, after in zip(prompt.messages, glue[1:], strict=True):
             for segment in message.segments:
-                ids += self._encode_segment(segment.text, remember=segment.kind in ("document", "system"))
+                text = self._encode_segment(segment.text, remember=segment.kind in ("document", "system"))
+                ids += text.tokens
+                if message.role != "system":
+                    texts.append(text)
             ids += after
         if prompt.reply_prefix:
             ids += self._plain.encode(prompt.reply_prefix, add_special_tokens=False).ids
-        return ids
+        return ids, texts[::-1]
 
-    def _encode_segment(self, text: str, remember: bool) -> array[int]:
+    def _encode_segment(self, text: str, remember: bool) -> TokenText:
         with self._lock:
             known = self._remembered.get(text)
             if known is not None:
                 self._remembered.move_to_end(text)
                 return known
         ids = array("i", self._plain.encode(text, add_special_tokens=False).ids)
+        encoded = TokenText(ids)
         # What is longer than a hundredth of the room is no passage: it would only push passages out.
         if remember and len(ids) * 100 <= self._remember_tokens:
             with self._lock:
                 if text not in self._remembered:
-                    self._remembered[text] = ids
+                    self._remembered[text] = encoded
                     self._remembered_tokens += len(ids)
                 while self._remembered_tokens > self._remember_tokens:
                     _, forgotten = self._remembered.popitem(last=False)
-                    self._remembered_tokens -= len(forgotten)
-        return ids
+                    self._remembered_tokens -= len(forgotten.tokens)
+        return encoded
 
     def _template(self, roles: tuple[str, ...]) -> list[list[int]]:
         """Token ids of the template's own text before, between and after the messages' texts."""
@@ -89,7 +101,7 @@ class PromptEncoder:
             marks = [_MARK.format(i) for i in range(len(roles))]
             messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
             try:
-                text = self._hugging_face.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                text = self.hugging_face.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
                 pieces = []
                 for mark in marks:
                     piece, found, text = text.partition(mark)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
-from inference import GenerationFailed, Overloaded, TextPrompt
+from gateway.openai_shapes import ChatShape, Piece, TextShape
+from inference import Constraint, GenerationFailed, Overloaded, TextPrompt, TokenLogprob
 
 CHAT = {"model": "refdesk", "messages": [{"role": "user", "content": "When must the pump be primed?"}]}
 BARE = {"model": "fake", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]}
@@ -160,8 +162,17 @@ def test_fields_without_effect_are_accepted(client, harmless):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("n", 2), ("n", True), ("presence_penalty", 1), ("logit_bias", {"5": 1}), ("logprobs", True), ("tools", [{}])]
-    + [("response_format", {"type": "json_object"}), ("nonsense", 1), ("messages", []), ("temperature", 3)]
+    [("n", 17), ("n", True), ("presence_penalty", 3), ("logit_bias", {"x": 1}), ("top_logprobs", 2), ("tools", [{}])]
+    + [("response_format", {"type": "json_schema"}), ("structured_outputs", {"regex": "a", "json": {}})]
+    + [
+        ("min_p", 2),
+        ("repetition_penalty", 0),
+        ("logprobs", 5),
+        ("priority", "now"),
+        ("nonsense", 1),
+        ("messages", []),
+        ("temperature", 3),
+    ]
     + [("max_tokens", 0), ("top_p", 0), ("stop", ["x"] * 17), ("stream_options", {"include_usage": True})],
 )
 def test_what_cannot_be_honoured_is_named(client, backend, field, value):
@@ -204,3 +215,68 @@ def test_an_error_in_the_stream_comes_before_done(client, backend):
     backend.error, backend.error_after = GenerationFailed("broken"), 2
     *_, last = chunks(client.post("/v1/completions", json=TEXT | {"stream": True}).text)
     assert last["error"]["code"] == "generation_failed"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_choices(client, backend, stream):
+    response = client.post("/v1/chat/completions", json=BARE | {"n": 3, "seed": 5, "stream": stream})
+    said: dict[int, str] = {}
+    for part in chunks(response.text) if stream else [response.json()]:
+        for choice in part["choices"]:
+            text = choice.get("delta" if stream else "message").get("content", "")
+            said[choice["index"]] = said.get(choice["index"], "") + text
+    assert len(said) == 3
+    assert len(set(said.values())) == 1
+    assert [request.sampling.seed for request in backend.requests] == [5, 6, 7]
+    assert len({request.request_id for request in backend.requests}) == 3
+    assert backend.running == set()
+
+
+def test_a_choice_that_fails_ends_all(client, backend):
+    backend.error, backend.error_after = GenerationFailed("broken"), 1
+    response = client.post("/v1/chat/completions", json=BARE | {"n": 3})
+    assert response.status_code == 500
+    assert backend.running == set()
+
+
+def test_what_sampling_is_asked_of_the_engine(client, backend):
+    asked = {
+        "min_p": 0.1,
+        "presence_penalty": -1,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"7": -100},
+        "stop_token_ids": [9],
+        "logprobs": True,
+        "top_logprobs": 2,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}},
+        "priority": "batch",
+    }
+    client.post("/v1/chat/completions", json=BARE | asked)
+    request = backend.requests[-1]
+    sampling = request.sampling
+    assert (sampling.min_p, sampling.presence_penalty, sampling.frequency_penalty) == (0.1, -1, 0.5)
+    assert (sampling.repetition_penalty, sampling.logit_bias, sampling.stop_token_ids) == (1.2, {7: -100.0}, (9,))
+    assert sampling.logprobs == 2
+    assert sampling.constraint == Constraint("json_schema", '{"type":"array"}')
+    assert request.priority == "batch"
+    client.post("/v1/completions", json=TEXT | {"structured_outputs": {"regex": "[a-z]+"}, "logprobs": 3})
+    sampling = backend.requests[-1].sampling
+    assert (sampling.constraint, sampling.logprobs) == (Constraint("regex", "[a-z]+"), 3)
+
+
+def test_logprobs_in_both_formats():
+    best = TokenLogprob(7, -0.1, " é", (TokenLogprob(7, -0.1, " é"), TokenLogprob(8, -3.0, "x")))
+    piece = Piece(" é", logprobs=(best,))
+    text = msgspec.to_builtins(TextShape("id", "m").part(piece))["logprobs"]
+    assert text == {"tokens": [" é"], "token_logprobs": [-0.1], "top_logprobs": [{" é": -0.1, "x": -3.0}]}
+    chat = msgspec.to_builtins(ChatShape("id", "m").part(piece))["logprobs"]["content"]
+    assert chat[0]["bytes"] == list(" é".encode())
+    assert [other["token"] for other in chat[0]["top_logprobs"]] == [" é", "x"]
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}])
+def test_refdesk_gives_one_answer_in_plain_text(client, more):
+    response = client.post("/v1/chat/completions", json=CHAT | more)
+    assert response.status_code == 400
+    assert next(iter(more)) in response.json()["error"]["message"]

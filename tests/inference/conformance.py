@@ -87,7 +87,7 @@ def split(events: list) -> tuple[list[TextDelta], Finished]:
     assert events, "a stream ends with a Finished"
     *deltas, finished = events
     assert isinstance(finished, Finished)
-    assert all(isinstance(delta, TextDelta) and delta.text for delta in deltas)
+    assert all(isinstance(delta, TextDelta) and (delta.text or delta.logprobs) for delta in deltas)
     return deltas, finished
 
 

@@ -114,11 +114,11 @@ def test_what_stands_before_an_unfinished_character_is_not_lost(encoder):
 
 
 def test_documents_are_remembered_in_bounded_memory(encoder):
-    small = PromptEncoder(encoder._hugging_face, remember_tokens=1000)
+    small = PromptEncoder(encoder.hugging_face, remember_tokens=1000)
     for i in range(400):
         small.encode(chat(f"document {i}"))
     assert 0 < small._remembered_tokens <= 1000
-    assert small._remembered_tokens == sum(map(len, small._remembered.values()))
+    assert small._remembered_tokens == sum(len(text.tokens) for text in small._remembered.values())
     long = "word " * 500
     small.encode(chat(long))
     assert long not in small._remembered

@@ -1,0 +1,152 @@
+"""Who goes first, for how long, and who makes way: the policy, where the machine only sees that nothing breaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference.engine.cost import StepCost, fit
+from kernels import BLOCK_SIZE
+from tests.inference.integer_model import add, drain, expected, make_core, tokens_of
+from tests.inference.test_engine_core import prompt_of
+
+COST = StepCost(fixed=0.02, per_token=0.001, per_pair=1e-6)
+
+
+def order_of_first_tokens(core) -> list[str]:
+    first: list[str] = []
+    while core.has_work:
+        for output in core.step():
+            if output.request_id not in first:
+                first.append(output.request_id)
+    return first
+
+
+def test_the_least_work_goes_first():
+    core = make_core(blocks=400, max_tokens=64, max_running=1, ageing_seconds=1e9)
+    add(core, "running", prompt_of(32), 4)
+    core.step()
+    add(core, "long", prompt_of(900, 1), 1)
+    add(core, "short", prompt_of(40, 2), 1)
+    add(core, "middle", prompt_of(300, 3), 1)
+    assert order_of_first_tokens(core) == ["running", "short", "middle", "long"]
+
+
+def test_what_the_cache_holds_is_no_work():
+    core = make_core(blocks=400, max_tokens=64, max_running=1, ageing_seconds=1e9)
+    add(core, "before", prompt_of(900, 1), 1)
+    drain(core)
+    add(core, "running", prompt_of(32), 4)
+    core.step()
+    add(core, "unknown", prompt_of(300, 2), 1)
+    add(core, "known", prompt_of(900, 1), 1)
+    assert order_of_first_tokens(core) == ["running", "known", "unknown"]
+
+
+def test_waiting_lifts_a_request_and_age_puts_it_first():
+    """The clock of these cores ticks once for every look at it."""
+    for limits, first in (
+        ({"ageing_seconds": 1e9, "age_limit_seconds": 1e9}, "short"),
+        ({"ageing_seconds": 5.0, "age_limit_seconds": 1e9}, "long"),
+        ({"ageing_seconds": 1e9, "age_limit_seconds": 30.0}, "long"),
+    ):
+        core = make_core(blocks=400, max_tokens=64, max_running=1, **limits)
+        add(core, "running", prompt_of(32), 60)
+        core.step()
+        add(core, "long", prompt_of(900, 1), 1, priority=1 if limits["ageing_seconds"] > 1e8 else 0)
+        for _ in range(40):
+            core.step()
+        add(core, "short", prompt_of(40, 2), 1)
+        assert order_of_first_tokens(core)[1] == first, limits
+
+
+def test_nobody_starves_under_a_stream_of_short_ones():
+    core = make_core(blocks=400, max_tokens=64, max_running=2, age_limit_seconds=50.0)
+    add(core, "long", prompt_of(1500, 1), 1)
+    waited = None
+    for i in range(200):
+        add(core, f"short {i}", prompt_of(20, i), 2)
+        if any(output.request_id == "long" for output in core.step()):
+            waited = i
+            break
+    assert waited is not None
+    drain(core)
+
+
+def test_the_urgent_class_goes_first_and_the_other_makes_way():
+    core = make_core(blocks=400, max_tokens=64, max_running=1, ageing_seconds=1e9)
+    add(core, "running", prompt_of(32), 4)
+    core.step()
+    add(core, "batch", prompt_of(40, 1), 1, priority=1)
+    add(core, "asked", prompt_of(400, 2), 1)
+    assert order_of_first_tokens(core) == ["running", "asked", "batch"]
+    core = make_core(blocks=14)
+    add(core, "asked", prompt_of(60, 1), 80)
+    add(core, "batch", prompt_of(60, 2), 80, priority=1)
+    add(core, "also asked", prompt_of(60, 3), 20)
+    outputs = drain(core)
+    assert core.scheduler.preempted_total > 0
+    for name, seed, count in (("asked", 1, 80), ("batch", 2, 80), ("also asked", 3, 20)):
+        assert tokens_of(outputs[name]) == expected(prompt_of(60, seed), count)
+    assert next(iter(outputs)) == "asked"
+
+
+def chunks_beside_a_stream(**policy) -> list[int]:
+    core = make_core(blocks=400, max_tokens=512, cost=COST, **policy)
+    add(core, "stream", prompt_of(16), 300)
+    core.step()
+    add(core, "long", prompt_of(1600, 1), 1)
+    seen = []
+    while "long" in core._sequences:
+        before = core.counters.computed_tokens
+        core.step()
+        seen.append(core.counters.computed_tokens - before - 1)
+    return seen
+
+
+def test_a_step_beside_a_stream_takes_no_longer_than_it_may():
+    chunks = chunks_beside_a_stream(step_seconds=0.2)
+    assert sum(chunks) == 1600
+    assert all(chunk % BLOCK_SIZE == 0 for chunk in chunks[:-1])
+    start = 0
+    for chunk in chunks[:-1]:
+        assert COST.fixed + COST.chunk(16, 1) + COST.chunk(start, chunk) <= 0.2
+        assert COST.fixed + COST.chunk(16, 1) + COST.chunk(start, chunk + 2 * BLOCK_SIZE) > 0.2
+        start += chunk
+    assert chunks[0] > chunks[-2], "later tokens have more to attend to"
+
+
+def test_a_prefill_advances_however_little_time_there_is():
+    assert set(chunks_beside_a_stream(step_seconds=1e-9, min_chunk=32)[:-1]) == {32}
+
+
+def test_without_streams_a_step_is_as_long_as_it_can_be():
+    core = make_core(blocks=400, max_tokens=512, cost=COST, step_seconds=0.1)
+    add(core, "long", prompt_of(1600, 1), 1)
+    core.step()
+    assert core.counters.computed_tokens == 512
+
+
+def test_guesses_fall_to_none_under_load():
+    class Eager:
+        def propose(self, tokens, most):
+            return [1] * most
+
+        def learn(self, proposed, accepted):
+            pass
+
+    for streams, guessed in ((1, 5), (2, 4), (4, 2), (8, 1), (9, 0)):
+        core = make_core(blocks=400, draft_rows=8, max_tokens=512)
+        for i in range(streams):
+            add(core, f"r{i}", prompt_of(40, i), 40, drafter=Eager())
+        core.step()
+        core.step()
+        assert core.counters.drafted_tokens == guessed * streams
+
+
+def test_the_fit_finds_the_cost_again():
+    samples = [(s, t, COST.fixed + COST.chunk(s, t)) for s, t in ((0, 32), (0, 192), (512, 192), (512, 64))]
+    found = fit(samples)
+    for name in ("fixed", "per_token", "per_pair"):
+        assert getattr(found, name) == pytest.approx(getattr(COST, name), rel=1e-6)
+    with pytest.raises(ValueError, match="several lengths"):
+        fit(samples[:1] * 3)
