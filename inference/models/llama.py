@@ -88,7 +88,8 @@ class Llama:
     def forward(
         self, tokens: torch.Tensor, plan: kernels.AttentionPlan, cache: list[kernels.LayerCache], wanted: torch.Tensor
     ) -> torch.Tensor:
-        """Logits [len(wanted), vocab] float32 at the rows `wanted` of the flat batch tokens [tokens] int64.
+        """Logits [len(wanted), vocab] at the rows `wanted` of the flat batch tokens [tokens] int64; float32, or float64
+        in a float64 model.
 
         Writes the keys and values of every token into `cache` before a layer attends, so a sequence may read
         what another one writes in the same step.
@@ -101,7 +102,8 @@ class Llama:
             if i == last:  # nothing after this looks at other rows
                 hidden = hidden[wanted]
             hidden = self._mlp(layer, hidden)
-        return self.head(self._norm(hidden, self.final_norm)).float()
+        logits = self.head(self._norm(hidden, self.final_norm))
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def _attention(self, layer, hidden, cos, sin, plan, layer_cache):
         config = self.config
