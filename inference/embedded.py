@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import torch
 from msgspec import structs
@@ -28,7 +29,7 @@ from inference.engine.detokenizer import TextStream
 from inference.engine.grammar import Grammars
 from inference.engine.lookup import PromptLookup, TokenText
 from inference.errors import RequestRefused
-from inference.models import Checkpoint, Llama, ModelError, open_checkpoint
+from inference.models import ModelError, load_model
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
 from inference.prompt import Prompt, length_of
 from inference.running import Run, Running
@@ -49,10 +50,10 @@ class EmbeddedBackend:
         started = time.perf_counter()
         threads = config.threads or cores()
         torch.set_num_threads(threads)
-        checkpoint = open_checkpoint(config.model)
-        shape = checkpoint.config
-        self._encoder = PromptEncoder(load_tokenizer(checkpoint.path))
         dtype = choose_dtype(config.dtype)
+        model, path = load_model(config.model, dtype, config.quantization)
+        shape = model.config
+        self._encoder = PromptEncoder(load_tokenizer(path))
         context = min(config.max_context_tokens or shape.max_context_tokens, shape.max_context_tokens)
         block_bytes = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, dtype)
         if config.kv_cache_mb * 2**20 > (memory := memory_bytes()):
@@ -63,13 +64,12 @@ class EmbeddedBackend:
                 f"kv_cache_mb = {config.kv_cache_mb} holds only {blocks * BLOCK_SIZE} tokens of this model: "
                 f"give it at least {-(-min(context, 2048) * block_bytes // BLOCK_SIZE // 2**20)}"
             )
-        self._name = config.served_name or served_name(config.model, checkpoint)
-        model = Llama(checkpoint, dtype)
+        self._name = config.served_name or served_name(config.model, path)
         cache = model.new_cache(blocks)
         core = EngineCore(
             model,
             EngineOptions(
-                identity=f"{checkpoint.path.resolve()}|{dtype}",
+                identity=f"{path.resolve()}|{dtype}|{config.quantization}",
                 blocks=blocks,
                 max_context_tokens=context,
                 eos_token_ids=frozenset(shape.eos_token_ids) | self._end_of_turn(),
@@ -222,5 +222,5 @@ def choose_dtype(wanted: str) -> torch.dtype:
     return torch.bfloat16 if fast and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def served_name(model: str, checkpoint: Checkpoint) -> str:
-    return model if model == "smollm2" else checkpoint.path.stem
+def served_name(model: str, path: Path) -> str:
+    return model if model == "smollm2" else path.stem

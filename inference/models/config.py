@@ -14,6 +14,10 @@ class ModelError(Exception):
     code = "model_error"
 
 
+class UnknownFamily(ModelError):
+    """Not one of the families that `Llama` runs; perhaps `AnyDecoder` does."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """`rope` holds Hugging Face's rope parameters (`rope_theta`, `rope_type`, factors).
@@ -54,14 +58,11 @@ def from_hugging_face(config: Any) -> ModelConfig:
     """From a `transformers` config object, which has already been normalised across versions."""
     family = config.model_type
     if family not in FAMILIES:
-        raise ModelError(
-            f"model type {family!r} is not supported by the engine: it runs {', '.join(FAMILIES)}; "
-            'serve others through a remote backend (kind = "openai")'
-        )
+        raise UnknownFamily(f"model type {family!r} is none of {', '.join(FAMILIES)}")
     if getattr(config, "quantization_config", None):
         raise ModelError("quantised checkpoints are not supported yet: use the bf16 or fp32 weights")
     if config.hidden_act not in ("silu", "swish"):
-        raise ModelError(f"activation {config.hidden_act!r} is not supported: the engine runs gated SiLU models")
+        raise UnknownFamily(f"activation {config.hidden_act!r} is not gated SiLU")
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = getattr(config, "layer_types", None) or []
     eos = config.eos_token_id

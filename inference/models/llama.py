@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import kernels
 from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelError
-from inference.models.linear import Linear, float32_is_faster
+from inference.models.linear import Int8Linear, Linear, float32_is_faster
 from inference.models.rotary import Rotary
 
 WIDE_PARAMETERS = 500_000_000  # larger models don't get a float32 copy of their weights (2 GB at this size)
@@ -22,20 +22,21 @@ WIDE_PARAMETERS = 500_000_000  # larger models don't get a float32 copy of their
 @dataclass(slots=True)
 class Layer:
     input_norm: torch.Tensor
-    qkv: Linear
+    qkv: Linear | Int8Linear
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    attention_out: Linear
+    attention_out: Linear | Int8Linear
     mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: Linear | Int8Linear
+    down: Linear | Int8Linear
     window: int | None
 
 
 class Llama:
-    """Weights in `dtype`, QKV and gate/up fused."""
+    """Weights in `dtype`, QKV and gate/up fused.  `quantization` "w8a8": the linear layers in int8, the embedding and
+    what is between them in `dtype`."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str = "none"):
         self.config = config = checkpoint.config
         self.dtype = dtype
         self._scale = config.head_dim**-0.5
@@ -52,11 +53,11 @@ class Llama:
                 raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
             return tensor
 
-        def linear(*names: str) -> Linear:
+        def linear(*names: str, wide_float32: bool = wide_float32) -> Linear | Int8Linear:
             biases = [weight(name, "bias") for name in names]
             has_bias = any(bias is not None for bias in biases)
-            weights = torch.cat([need(name) for name in names])
-            return Linear(weights, torch.cat(biases) if has_bias else None, wide_float32)
+            weights, bias = torch.cat([need(name) for name in names]), torch.cat(biases) if has_bias else None
+            return Int8Linear(weights, bias) if quantization == "w8a8" else Linear(weights, bias, wide_float32)
 
         self.embedding = need("model.embed_tokens")
         self.layers = []
@@ -77,7 +78,8 @@ class Llama:
                 )
             )
         self.final_norm = need("model.norm")
-        self.head = Linear(self.embedding) if config.tied_embeddings else linear("lm_head")
+        # Few rows reach the head, so it needs no copy for many.
+        self.head = linear("model.embed_tokens" if config.tied_embeddings else "lm_head", wide_float32=False)
         self.rotary = Rotary(config, dtype)
 
     def new_cache(self, blocks: int) -> list[kernels.LayerCache]:

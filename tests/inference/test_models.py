@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+import transformers
 
-from inference.models import Llama, ModelError, open_checkpoint
+from inference.models import AnyDecoder, Llama, ModelError, load_model, open_checkpoint
 from inference.parity import logits_of, transformers_model
-from tests.inference.tiny import FAMILIES, reference_model, save_model
+from tests.inference.tiny import FAMILIES, SHAPE, reference_model, save_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +48,7 @@ def test_a_missing_or_broken_model_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"config\.json"):
         open_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ModelError, match="'gpt2' is not supported"):
+    with pytest.raises(ModelError, match="'gpt2' is none of"):
         open_checkpoint(str(tmp_path))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
@@ -64,3 +65,56 @@ def test_damaged_weights_are_named(tmp_path):
     weights.unlink()
     with pytest.raises(ModelError, match="no safetensors"):
         open_checkpoint(str(tmp_path))
+
+
+OTHERS = {
+    "gemma": ("GemmaConfig", {"head_dim": 32}),
+    "phi": ("PhiConfig", {"partial_rotary_factor": 0.5}),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "gemma3 with windows": ("Gemma3TextConfig", {"head_dim": 32, "sliding_window": 30}),
+}
+
+
+def other_model(name: str):
+    kind, extra = OTHERS[name]
+    torch.manual_seed(0)
+    shape = SHAPE | ({} if name != "gpt_neox" else {"num_key_value_heads": 4})
+    config = getattr(transformers, kind)(**shape, **extra)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.08) if parameter.dim() > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_decoder_runs_over_the_same_cache(name, tmp_path):
+    reference = other_model(name)
+    reference.save_pretrained(tmp_path)
+    model, _ = load_model(str(tmp_path), torch.float32)
+    assert isinstance(model, AnyDecoder)
+    ids = torch.randint(0, 512, (200,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = reference(ids[None]).logits[0]
+    for chunk in (200, 37, 1):
+        assert (logits_of(model, ids, chunk) - wanted).abs().max() < 1e-4
+
+
+def test_a_decoder_whose_attention_is_another_is_refused(tmp_path):
+    kind = transformers.Gemma2Config(**SHAPE, head_dim=32, attn_logit_softcapping=50.0)
+    transformers.AutoModelForCausalLM.from_config(kind).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="soft-cap"):
+        load_model(str(tmp_path), torch.float32)
+    with pytest.raises(ModelError, match="without quantization"):
+        load_model(str(tmp_path), torch.float32, "w8a8")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2 with biases"])
+def test_int8_is_near_and_not_the_same(family, tmp_path):
+    reference_model(family).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    ids = torch.randint(0, 512, (100,), generator=torch.Generator().manual_seed(1))
+    whole = logits_of(Llama(checkpoint, torch.float32), ids, 37).log_softmax(-1)
+    rounded = logits_of(Llama(checkpoint, torch.float32, "w8a8"), ids, 37).log_softmax(-1)
+    divergence = (whole.exp() * (whole - rounded)).sum(-1).mean()
+    assert 1e-7 < divergence < 5e-3
