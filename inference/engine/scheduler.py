@@ -6,6 +6,7 @@ threads.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,8 @@ from itertools import islice
 from inference.engine.blocks import BlockPool
 from inference.engine.cost import UNKNOWN, StepCost
 from inference.engine.sequence import Sequence
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,11 @@ class Scheduler:
             room = len(sequence.blocks) * self._block_size - sequence.computed - 1
             if self.pool.free_blocks > self.watermark:
                 room += self._block_size
-            drafts = tuple(sequence.drafter.propose(sequence.tokens, min(most, room)))
+            try:
+                drafts = tuple(sequence.drafter.propose(sequence.tokens, min(most, room)))
+            except Exception:
+                log.exception("request %s goes on without guesses", sequence.request_id)
+                sequence.drafter = None
         if self._grow(sequence, 1 + len(drafts), plan):
             plan[sequence.request_id] = Scheduled(sequence, sequence.computed, 1 + len(drafts), drafts)
 
