@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check -q
 RUN = .venv/bin/python
 
-.PHONY: help setup demo test lint browser bench bench-quality load clean
+.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization load soak clean
 
 help:
 	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
@@ -12,6 +12,9 @@ help:
 	@echo "make setup          only create .venv and install"
 	@echo "make bench          measure start, first token, decode, memory waste; writes loadtests/results/"
 	@echo "make bench-quality  measure quotes and answers on CLAPnq (needs the data folder)"
+	@echo "make bench-engine   measure the engine alone against what matrices and memory take"
+	@echo "make bench-quantization  measure what rounding the weights to int8 costs"
+	@echo "make soak           half an hour of mixed traffic with clients that leave"
 	@echo "make load           one minute of spiky traffic against a server of its own"
 
 setup: .venv/.ready
@@ -61,6 +64,15 @@ bench: setup
 
 bench-quality: setup
 	@$(RUN) -m loadtests.answer_quality
+
+bench-engine: setup
+	@$(RUN) -m loadtests.engine_bench
+
+bench-quantization: setup
+	@$(RUN) -m loadtests.quantization
+
+soak: setup
+	@$(RUN) -m loadtests.soak
 
 load: setup
 	@$(RUN) -m loadtests.run --serve --seconds 60
