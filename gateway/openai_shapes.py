@@ -15,11 +15,10 @@ from msgspec import UNSET, UnsetType
 from gateway.openai_wire import (
     AnswerMessage,
     ChatLogprob,
-    ChatLogprobs,
     Choice,
     Completion,
     CompletionUsage,
-    TextLogprobs,
+    Logprobs,
 )
 from inference import TokenLogprob, Usage
 
@@ -161,18 +160,18 @@ class ChatShape(Shape):
         return Choice(index=stop.index, message=message, logprobs=logprobs, finish_reason=stop.reason)
 
 
-def _text_logprobs(logprobs: tuple[TokenLogprob, ...]) -> TextLogprobs | None:
+def _text_logprobs(logprobs: tuple[TokenLogprob, ...]) -> Logprobs | None:
     if not logprobs:
         return None
-    return TextLogprobs(
+    return Logprobs(
         tokens=[each.text for each in logprobs],
         token_logprobs=[each.logprob for each in logprobs],
         top_logprobs=[{other.text: other.logprob for other in each.top} for each in logprobs],
     )
 
 
-def _chat_logprobs(logprobs: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
-    return ChatLogprobs([_chat_logprob(each, top=True) for each in logprobs]) if logprobs else None
+def _chat_logprobs(logprobs: tuple[TokenLogprob, ...]) -> Logprobs | None:
+    return Logprobs(content=[_chat_logprob(each, top=True) for each in logprobs]) if logprobs else None
 
 
 def _chat_logprob(each: TokenLogprob, top: bool) -> ChatLogprob:

@@ -189,14 +189,6 @@ class AnswerMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str | Absent | None = UNSET
 
 
-class TextLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Of /v1/completions: one entry for each token."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-
-
 class ChatLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     token: str
     logprob: float
@@ -204,10 +196,13 @@ class ChatLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     top_logprobs: list[ChatLogprob] | Absent = UNSET
 
 
-class ChatLogprobs(msgspec.Struct, frozen=True):
-    """Of /v1/chat/completions."""
+class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry for each token: `content` in /v1/chat/completions, the other three in /v1/completions."""
 
-    content: list[ChatLogprob]
+    content: list[ChatLogprob] | Absent = UNSET
+    tokens: list[str] | Absent = UNSET
+    token_logprobs: list[float] | Absent = UNSET
+    top_logprobs: list[dict[str, float]] | Absent = UNSET
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,7 +212,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     text: str | Absent = UNSET
     message: AnswerMessage | Absent = UNSET
     delta: AnswerMessage | Absent = UNSET
-    logprobs: TextLogprobs | ChatLogprobs | None = None
+    logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
 
