@@ -186,13 +186,12 @@ class EngineCore:
             return [self._fail(scheduled.sequence, error) for scheduled in plan]
         self.counters.steps += 1
         self.counters.computed_tokens += len(batch.tokens)
+        for scheduled in batch.unfinished:
+            self.scheduler.commit(scheduled)
         outputs, row = [], 0
-        for scheduled in plan:
-            if scheduled.samples:
-                outputs.append(self._advance(scheduled, choices, row))
-                row += 1 + len(scheduled.drafts)
-            else:
-                self.scheduler.commit(scheduled)
+        for scheduled in batch.sampled:
+            outputs.append(self._advance(scheduled, choices, row))
+            row += 1 + len(scheduled.drafts)
         return outputs
 
     def _advance(self, scheduled: Scheduled, choices: Choices, row: int) -> Output:

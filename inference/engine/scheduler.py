@@ -49,11 +49,6 @@ class Scheduled:
     tokens: int
     drafts: tuple[int, ...] = ()
 
-    @property
-    def samples(self) -> bool:
-        """Whether the last known token is among them, so that the next one can be chosen."""
-        return self.start + self.tokens - len(self.drafts) == len(self.sequence.tokens)
-
 
 class Scheduler:
     """Owns the queues and hands out blocks.  Admission keeps `watermark` blocks free for running sequences to grow
@@ -191,7 +186,9 @@ class Scheduler:
         """Blocks for the next `tokens`.  Where the pool is empty a sequence goes back to the queue that the step has
         not planned yet, of the least urgent class the newest: another one, or else this one itself."""
         need = -(-(sequence.computed + tokens) // self._block_size) - len(sequence.blocks)
-        while (blocks := self.pool.allocate(max(need, 0))) is None:
+        if need <= 0:
+            return True
+        while (blocks := self.pool.allocate(need)) is None:
             unplanned = [s for s in self.running.values() if s.request_id not in plan]
             victim = max(reversed(unplanned), key=lambda s: s.priority)
             assert len(self.running) > 1, "a lone sequence outgrew the pool: it should have been refused on arrival"
@@ -220,10 +217,12 @@ class Scheduler:
         are now full."""
         sequence = scheduled.sequence
         sequence.computed = scheduled.start + scheduled.tokens - rejected
-        names = sequence.block_names(self._block_size)
-        for i in range(sequence.published, sequence.computed // self._block_size):
-            self.pool.publish(sequence.blocks[i], names[i])
-        sequence.published = sequence.computed // self._block_size
+        full = sequence.computed // self._block_size
+        if full > sequence.published:
+            names = sequence.block_names(self._block_size)
+            for i in range(sequence.published, full):
+                self.pool.publish(sequence.blocks[i], names[i])
+            sequence.published = full
 
 
 class _Budget:

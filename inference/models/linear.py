@@ -57,9 +57,10 @@ class Int8Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         scale = (wide.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
-        rounded = (wide / scale).round_().to(torch.int8)
+        # Unsigned around 128: without AMX the processor multiplies u8 by s8, and oneDNN has no fast path for two s8.
+        rounded = (wide / scale).round_().add_(128).to(torch.uint8)
         y = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 0, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
+            rounded, 1.0, 128, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         y.mul_(scale)
         if self._bias is not None:

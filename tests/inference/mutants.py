@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant("guesses are kept unseen", EngineCore, "_advance", "rejected=len(drafts) - accepted", "rejected=0"),
     Mutant("a wrong guess is followed", EngineCore, "_advance", "or token != draft", "or draft is None"),
     Mutant("logits of the guess before", EngineCore, "_advance", "token(row + accepted", "token(row"),
-    Mutant("guesses are left out of the batch", batch, "build", "+ list(s.drafts)", "+ [1] * len(s.drafts)"),
+    Mutant("guesses are left out of the batch", batch, "build", "tokens += drafts", "tokens += [1] * len(drafts)"),
     Mutant("no block for the guesses", Scheduler, "_plan_decode", "1 + len(drafts), plan", "1, plan"),
     Mutant("short of blocks, nobody makes way", Scheduler, "_grow", "self._preempt(victim)", "return False"),
     Mutant(
@@ -112,8 +112,8 @@ MUTANTS = (
         "published before it is computed",
         Scheduler,
         "commit",
-        "sequence.computed // self._block_size):",
-        "min(len(names), len(sequence.blocks))):",
+        "full = sequence.computed // self._block_size",
+        "full = len(sequence.blocks) if len(sequence.block_names(self._block_size)) >= len(sequence.blocks) else 0",
     ),
     Mutant("published under its neighbour's name", Scheduler, "commit", "names[i])", "names[i - 1])"),
     Mutant(
@@ -151,11 +151,21 @@ MUTANTS = (
         "for scheduled in plan[:1]]\n    self.counters",
     ),
     # ---- batch ----
-    Mutant("two blocks of a table are swapped", batch, "build", "= s.sequence.blocks\n", "= s.sequence.blocks[::-1]\n"),
+    Mutant("two blocks of a table are swapped", batch, "build", "= sequence.blocks\n", "= sequence.blocks[::-1]\n"),
     Mutant("a slot too far", batch, "build", "+ positions % block_size", "+ (positions + 1) % block_size"),
-    Mutant("logits of the token before", batch, "build", "end - count + row for", "max(0, end - count + row - 1) for"),
     Mutant(
-        "a chunk begins one token late", batch, "build", "tokens[s.start : known]", "tokens[s.start + 1 : known + 1]"
+        "logits of the token before",
+        batch,
+        "build",
+        "range(len(tokens) - 1 - len(drafts), len(tokens))",
+        "[max(0, len(tokens) - 2)] * (1 + len(drafts))",
+    ),
+    Mutant(
+        "a chunk begins one token late",
+        batch,
+        "build",
+        "sequence.tokens[s.start : known]",
+        "([*sequence.tokens, 1])[s.start + 1 : known + 1]",
     ),
 )
 

@@ -69,7 +69,8 @@ def run(
         out = forward(*args)
         row = 0
         for s in planned:
-            for i in range(1 + len(s.drafts) if s.samples else 0):
+            known = s.start + s.tokens - len(s.drafts)
+            for i in range(1 + len(s.drafts) if known == len(s.sequence.tokens) else 0):
                 key = (s.sequence.request_id, s.start + s.tokens - len(s.drafts) + i)
                 logits[key] = out[row]  # of a guess that was wrong it is overwritten by the right one
                 row += 1
