@@ -2,7 +2,7 @@
 
     python -m loadtests.engine_bench [--quantization w8a8]
 
-ceiling    all linear layers over 1,024 tokens in bf16, nothing else      prefill   1,024 tokens through the engine
+ceiling    all linear layers over 1,024 tokens and nothing else           prefill   1,024 tokens through the engine
 read       one pass over the bf16 weights, summed                         decode    a step at 800 tokens of context
 schedule   a step of 256 streams with a model that costs nothing          index     naming and finding a prompt's blocks
 Each is repeated, alternated with what it is compared with; writes engine.md and engine.json.
@@ -36,6 +36,7 @@ CONTEXT = 800
 BATCHES = (1, 8, 16)
 STREAMS = 256
 REPEATS = 5
+CEILINGS = {"bf16": torch.bfloat16, "float32": torch.float32}  # some processors are slower in bf16
 
 
 class Free:
@@ -83,8 +84,8 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def linear_layers(checkpoint) -> list[Linear]:
-    """The projections of every layer in bf16, fused as the engine fuses them."""
+def linear_layers(checkpoint, dtype: torch.dtype) -> list[Linear]:
+    """The projections of every layer, fused as the engine fuses them."""
     layers = []
     for i in range(checkpoint.config.layers):
         at = f"model.layers.{i}"
@@ -94,7 +95,7 @@ def linear_layers(checkpoint) -> list[Linear]:
             [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"],
             [f"{at}.mlp.down_proj"],
         ):
-            weight = torch.cat([checkpoint.tensor(f"{name}.weight") for name in group]).to(torch.bfloat16)
+            weight = torch.cat([checkpoint.tensor(f"{name}.weight") for name in group]).to(dtype)
             layers.append(Linear(weight))
     return layers
 
@@ -161,10 +162,11 @@ def main() -> None:
     torch.set_num_threads(cores())
     checkpoint = open_checkpoint("smollm2")
     weights = [tensor.contiguous().view(-1).view(torch.int64) for tensor in _bf16_weights(checkpoint)]
-    layers = linear_layers(checkpoint)
+    kinds = {name: linear_layers(checkpoint, dtype) for name, dtype in CEILINGS.items()}
     model = Llama(checkpoint, choose_dtype("auto"), options.quantization)
     core = core_over(model, 4000, max_tokens=512, max_running=64)
-    hidden = {layer.in_features: torch.randn(PREFILL, layer.in_features).to(torch.bfloat16) for layer in layers}
+    widths = {layer.in_features for layer in kinds["bf16"]}
+    hidden = {(w, kind): torch.randn(PREFILL, w).to(dtype) for w in widths for kind, dtype in CEILINGS.items()}
     figures: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -172,14 +174,18 @@ def main() -> None:
 
     with torch.inference_mode():
         for repeat in range(REPEATS + 1):
-            ceiling = seconds(lambda: [layer(hidden[layer.in_features]) for layer in layers])
+            ceilings = {
+                kind: seconds(lambda kind=kind: [layer(hidden[layer.in_features, kind]) for layer in kinds[kind]])
+                for kind in kinds
+            }
             whole = prefill(core, repeat)
             read = min(seconds(lambda: [weight.sum() for weight in weights]) for _ in range(3))
             steps = {batch: decode(core, batch, repeat * 100 + batch) for batch in BATCHES}
             if repeat == 0:
                 continue  # warm-up
             note("prefill, tokens/s", PREFILL / whole)
-            note("prefill, share of the bf16 matmul ceiling", ceiling / whole)
+            for kind, ceiling in ceilings.items():
+                note(f"prefill, share of the {kind} matmul ceiling", ceiling / whole)
             note("one read of the bf16 weights, ms", 1000 * read)
             for batch, taken in steps.items():
                 note(f"decode step, batch {batch}, ms", 1000 * taken)
