@@ -38,7 +38,7 @@ from kernels import BLOCK_SIZE, bytes_per_block
 log = logging.getLogger(__name__)
 
 HUNG_AFTER_SECONDS = 30.0
-DRAFT_ROWS = 8  # guesses of a step in all: one stream gets the most, and none get any from nine on
+DRAFT_ROWS = 6  # guesses of a step in all: one stream gets the most, and none get any from seven on
 PRIORITIES = {"interactive": 0, "batch": 1}
 LONG_PROMPT_CHARACTERS = 20_000  # tokenising more than this takes milliseconds that the event loop has not got
 
