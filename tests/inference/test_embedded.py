@@ -124,11 +124,25 @@ async def test_the_event_loop_is_free_while_the_engine_works(backend):
     assert ticks > 100
 
 
-async def test_a_reader_that_does_not_read_costs_one_merged_delta(backend):
+async def test_a_reader_that_does_not_read_costs_one_merged_delta(backend, monkeypatch):
+    core, read, mailboxes = backend._thread.core, threading.Event(), []
+    forward, submit, steps = core._model.forward, backend._thread.submit, iter(range(10**9))
+
+    def held(*args):
+        if next(steps) == 20:  # far from the end, until the first delta is read
+            read.wait()
+        return forward(*args)
+
+    def noted(*args):
+        mailboxes.append(submit(*args))
+        return mailboxes[-1]
+
+    monkeypatch.setattr(core._model, "forward", held)
+    monkeypatch.setattr(backend._thread, "submit", noted)
     stream = backend.generate(ask(max_tokens=60, ignore_eos=True))
     first = await anext(stream)
-    await eventually(lambda: idle(backend))
-    await asyncio.sleep(0)
+    read.set()
+    await eventually(lambda: mailboxes[0]._news is not None and mailboxes[0]._news.finish)
     rest = [event async for event in stream]
     assert len(rest) == 2
     assert isinstance(rest[0], TextDelta)
