@@ -1,7 +1,7 @@
 """OpenAI's wire format, as a client reads and writes it: pure functions, no I/O.
 
-Servers differ in what they accept and how they word errors; here is what all of them share.  A field beyond OpenAI's is sent only
-when the request needs it, because strict servers refuse fields that they don't know.
+Servers differ in what they accept and how they word errors; here is what all of them share.  A field beyond OpenAI's
+is sent only when the request needs it, because strict servers refuse fields that they don't know.
 """
 
 from __future__ import annotations
