@@ -13,11 +13,16 @@
 #include <cstring>
 #include <limits>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int BS = 16;          // tokens per block
 constexpr int SPAN = 64;        // keys per softmax round
 constexpr int MAX_ROWS = 32;    // query rows per work item
+constexpr int AHEAD = 4;        // blocks between the one worked on and the one asked for
 
 typedef float vec __attribute__((vector_size(64)));
 typedef int32_t ivec __attribute__((vector_size(64)));
@@ -28,6 +33,9 @@ struct bf16 { uint16_t bits; };
 
 inline vec load16(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 inline vec load16(const bf16* p) {
+#ifdef __AVX512F__  // GCC 12 widens a generic vector in two halves
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#endif
     hvec h; std::memcpy(&h, p, sizeof h);
     uvec w = __builtin_convertvector(h, uvec) << 16;
     return (vec)w;
@@ -61,31 +69,48 @@ inline vec vexp(vec x) {
     p *= (vec)e;
     return dead ? vec{} : p;
 }
-inline float hmax(vec v) { float m = v[0]; for (int i = 1; i < 16; i++) m = v[i] > m ? v[i] : m; return m; }
-inline float hsum(vec v) { float s = 0; for (int i = 0; i < 16; i++) s += v[i]; return s; }
+inline vec max(vec a, vec b) { return a > b ? a : b; }
+inline vec swap(vec v, int by) {
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return __builtin_shuffle(v, lane ^ by);
+}
+inline float hmax(vec v) { for (int by = 8; by; by /= 2) v = max(v, swap(v, by)); return v[0]; }
+inline float hsum(vec v) { for (int by = 8; by; by /= 2) v += swap(v, by); return v[0]; }
 
-// scores[r][0:16] of one key block for R rows: sum over d of q[r][d] * key[d][0:16]
+// scores[r][0:16] of one key block for R rows: sum over d of q[r][d] * key[d][0:16].  Few rows keep several sums
+// each: a multiply-add waits for the one before it in its sum, so it takes eight sums or more to fill the pipeline.
 template <int R, int D, typename S>
-inline void score_block(const float* q, const S* key, float* scores) {
-    vec acc[R] = {};
-    for (int d = 0; d < D; d++) {
-        vec k = load16(key + d * BS);
+inline void score_block(const float* q, const S* key, const S* ahead, float* scores) {
+    constexpr int SUMS = R >= 8 ? 1 : 4;
+    vec acc[R][SUMS] = {};
+    for (int d = 0; d < D; d += SUMS)
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) acc[r] += q[r * D + d] * k;
+        for (int u = 0; u < SUMS; u++) {
+            if (ahead && (d + u) % (64 / (int)sizeof(S) / BS) == 0) __builtin_prefetch(ahead + (d + u) * BS, 0, 2);
+            vec k = load16(key + (d + u) * BS);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) acc[r][u] += q[r * D + d + u] * k;
+        }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+        for (int u = 1; u < SUMS; u++) acc[r][0] += acc[r][u];
+        store16(scores + r * SPAN, acc[r][0]);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) store16(scores + r * SPAN, acc[r]);
 }
 
 // out[r][0:W*16] += sum over j of p[r][j] * value[j][0:W*16], W vectors of the head dimension at a time
 template <int R, int D, int W, typename S>
-inline void weigh(const float* p, const S* value, int keys, float* out) {
+inline void weigh(const float* p, const S* value, const S* ahead, int keys, float* out) {
     vec acc[R][W];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int w = 0; w < W; w++) acc[r][w] = load16(out + r * D + w * 16);
     for (int j = 0; j < keys; j++) {
+        if (ahead)
+#pragma GCC unroll 8
+            for (int w = 0; w < W * 16; w += 64 / (int)sizeof(S)) __builtin_prefetch(ahead + j * D + w, 0, 2);
         vec v[W];
 #pragma GCC unroll 8
         for (int w = 0; w < W; w++) v[w] = load16(value + j * D + w * 16);
@@ -103,25 +128,25 @@ inline void weigh(const float* p, const S* value, int keys, float* out) {
 template <int D> constexpr int width() { return D % 64 == 0 ? 4 : D % 32 == 0 ? 2 : 1; }
 
 template <int R, int D, typename S>
-inline void weigh_all(const float* p, const S* value, int keys, float* out) {
+inline void weigh_all(const float* p, const S* value, const S* ahead, int keys, float* out) {
     constexpr int W = width<D>();
-    for (int d = 0; d < D; d += W * 16) weigh<R, D, W>(p, value + d, keys, out + d);
+    for (int d = 0; d < D; d += W * 16) weigh<R, D, W>(p, value + d, ahead ? ahead + d : nullptr, keys, out + d);
 }
 
 template <int D, typename S>
-inline void score_rows(const float* q, const S* key, float* scores, int rows) {
+inline void score_rows(const float* q, const S* key, const S* ahead, float* scores, int rows) {
     int r = 0;
-    for (; r + 8 <= rows; r += 8) score_block<8, D>(q + r * D, key, scores + r * SPAN);
-    for (; r + 3 <= rows; r += 3) score_block<3, D>(q + r * D, key, scores + r * SPAN);
-    for (; r < rows; r++) score_block<1, D>(q + r * D, key, scores + r * SPAN);
+    for (; r + 8 <= rows; r += 8) score_block<8, D>(q + r * D, key, ahead, scores + r * SPAN);
+    for (; r + 3 <= rows; r += 3) score_block<3, D>(q + r * D, key, ahead, scores + r * SPAN);
+    for (; r < rows; r++) score_block<1, D>(q + r * D, key, ahead, scores + r * SPAN);
 }
 
 template <int D, typename S>
-inline void weigh_rows(const float* p, const S* value, int keys, float* out, int rows) {
+inline void weigh_rows(const float* p, const S* value, const S* ahead, int keys, float* out, int rows) {
     int r = 0;
-    for (; r + 6 <= rows; r += 6) weigh_all<6, D>(p + r * SPAN, value, keys, out + r * D);
-    for (; r + 3 <= rows; r += 3) weigh_all<3, D>(p + r * SPAN, value, keys, out + r * D);
-    for (; r < rows; r++) weigh_all<1, D>(p + r * SPAN, value, keys, out + r * D);
+    for (; r + 6 <= rows; r += 6) weigh_all<6, D>(p + r * SPAN, value, ahead, keys, out + r * D);
+    for (; r + 3 <= rows; r += 3) weigh_all<3, D>(p + r * SPAN, value, ahead, keys, out + r * D);
+    for (; r < rows; r++) weigh_all<1, D>(p + r * SPAN, value, ahead, keys, out + r * D);
 }
 
 template <typename T, int D>
@@ -158,28 +183,27 @@ struct Item {
             const int keys_here = context - from < SPAN ? context - from : SPAN;
             const int blocks_here = (keys_here + BS - 1) / BS;
             for (int b = 0; b < blocks_here; b++) {
-                const int64_t block = table[from / BS + b];
-                const T* src = keys + (block * kv_heads + kv_head) * D * BS;
+                const int at = from / BS + b;
+                const T* src = block(keys, at);
                 if (few) {
-                    prefetch(from / BS + b + 1, context);
-                    score_rows<D>(q, src, p + b * BS, rows);
+                    score_rows<D>(q, src, later(keys, at, context), p + b * BS, rows);
                     continue;
                 }
                 for (int d = 0; d < D; d++) store16(key + d * BS, load16(src + d * BS));
-                score_rows<D>(q, key, p + b * BS, rows);
-                const T* vsrc = values + (block * kv_heads + kv_head) * BS * D;
+                score_rows<D>(q, key, (const float*)nullptr, p + b * BS, rows);
+                const T* vsrc = block(values, at);
                 const int valid = keys_here - b * BS < BS ? keys_here - b * BS : BS;
                 for (int i = 0; i < valid * D; i += 16) store16(value + b * BS * D + i, load16(vsrc + i));
             }
             softmax(rows, group, from, keys_here, blocks_here, p, acc, top, total);
             if (!few) {
-                weigh_rows<D>(p, value, keys_here, acc, rows);
+                weigh_rows<D>(p, value, (const float*)nullptr, keys_here, acc, rows);
                 continue;
             }
             for (int b = 0; b < blocks_here; b++) {
-                const int64_t block = table[from / BS + b];
+                const int at = from / BS + b;
                 const int valid = keys_here - b * BS < BS ? keys_here - b * BS : BS;
-                weigh_rows<D>(p + b * BS, values + (block * kv_heads + kv_head) * BS * D, valid, acc, rows);
+                weigh_rows<D>(p + b * BS, block(values, at), later(values, at, context), valid, acc, rows);
             }
         }
         for (int r = 0; r < rows; r++) {
@@ -189,14 +213,14 @@ struct Item {
         }
     }
 
-    // blocks lie anywhere: ask for the next one's keys and values while this one is worked on
-    void prefetch(int next, int context) const {
-        if (next * BS >= context) return;
-        const int64_t at = ((int64_t)table[next] * kv_heads + kv_head) * D * BS;
-        for (int i = 0; i < D * BS; i += 64 / (int)sizeof(T)) {
-            __builtin_prefetch(keys + at + i);
-            __builtin_prefetch(values + at + i);
-        }
+    const T* block(const T* base, int index) const {
+        return base + ((int64_t)table[index] * kv_heads + kv_head) * D * BS;
+    }
+
+    // Blocks lie anywhere, so a later one is asked for while this one is worked on
+    const T* later(const T* base, int index, int context) const {
+        const int next = index + AHEAD, last = (context - 1) / BS;
+        return block(base, next < last ? next : last);
     }
 
     const T* row(const T* base, int r, int group) const {
