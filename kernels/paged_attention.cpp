@@ -8,14 +8,11 @@
 // Plain C ABI, no PyTorch headers: pointers and sizes come through ctypes.  Vectors are GCC's generic ones, so
 // -march=native gives AVX-512 or AVX2 code from the same source.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "vector.h"
+
 #include <limits>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+using namespace refdesk;
 
 namespace {
 
@@ -23,59 +20,6 @@ constexpr int BS = 16;          // tokens per block
 constexpr int SPAN = 64;        // keys per softmax round
 constexpr int MAX_ROWS = 32;    // query rows per work item
 constexpr int AHEAD = 4;        // blocks between the one worked on and the one asked for
-
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t ivec __attribute__((vector_size(64)));
-typedef uint32_t uvec __attribute__((vector_size(64)));
-typedef uint16_t hvec __attribute__((vector_size(32)));
-
-struct bf16 { uint16_t bits; };
-
-inline vec load16(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
-inline vec load16(const bf16* p) {
-#ifdef __AVX512F__  // GCC 12 widens a generic vector in two halves
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
-#endif
-    hvec h; std::memcpy(&h, p, sizeof h);
-    uvec w = __builtin_convertvector(h, uvec) << 16;
-    return (vec)w;
-}
-inline void store16(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-inline void store16(bf16* p, vec v) {  // round to nearest even, as torch does
-    uvec w = (uvec)v;
-    w = (w + 0x7FFFu + ((w >> 16) & 1u)) >> 16;
-    hvec h = __builtin_convertvector(w, hvec);
-    std::memcpy(p, &h, sizeof h);
-}
-inline vec splat(float x) { return x - vec{}; }
-
-// exp for x <= 0: 2^n * p(r), r in [-ln2/2, ln2/2], degree 6; relative error under 2e-7; exp(-inf) = 0
-inline vec vexp(vec x) {
-    const vec low = splat(-87.0f);
-    ivec dead = x < low;
-    x = dead ? low : x;
-    vec z = x * 1.44269504f;
-    const vec magic = splat(12582912.0f);               // rounds to an integer in the low mantissa bits
-    vec n = (z + magic) - magic;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = splat(1.3888889e-3f);
-    p = p * r + 8.3333333e-3f;
-    p = p * r + 4.1666667e-2f;
-    p = p * r + 1.6666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    ivec e = (__builtin_convertvector(n, ivec) + 127) << 23;
-    p *= (vec)e;
-    return dead ? vec{} : p;
-}
-inline vec max(vec a, vec b) { return a > b ? a : b; }
-inline vec swap(vec v, int by) {
-    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return __builtin_shuffle(v, lane ^ by);
-}
-inline float hmax(vec v) { for (int by = 8; by; by /= 2) v = max(v, swap(v, by)); return v[0]; }
-inline float hsum(vec v) { for (int by = 8; by; by /= 2) v += swap(v, by); return v[0]; }
 
 // scores[r][0:16] of one key block for R rows: sum over d of q[r][d] * key[d][0:16].  Few rows keep several sums
 // each: a multiply-add waits for the one before it in its sum, so it takes eight sums or more to fill the pipeline.

@@ -1,9 +1,10 @@
-"""Paged attention in plain torch: the definition that every faster kernel is checked against,
-and the fallback where none can be built."""
+"""Every kernel in plain torch: the definition that the faster ones are checked against, and the fallback where
+none can be built."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from kernels.cache import LayerCache
 from kernels.plan import BLOCK_SIZE, AttentionPlan
@@ -66,3 +67,44 @@ def _attend_rows(query, cache, tables, context_lens, scale, window):
     values = torch.where(mask.any(2)[..., None], values, values.new_zeros(()))
     out = weights @ values
     return out.view(seqs, kv_heads, group, q, dim).permute(0, 3, 1, 2, 4).reshape(seqs, q, heads, dim).to(query.dtype)
+
+
+def add_rms_norm(hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    if delta is not None:
+        hidden += delta
+    return F.rms_norm(hidden, weight.shape, weight, eps)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [tokens, heads, head_dim] turned by its position's cos and sign-folded sin [tokens, head_dim]."""
+    return x * cos.unsqueeze(1) + x.roll(x.shape[-1] // 2, -1) * sin.unsqueeze(1)
+
+
+def rotate_and_store(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: LayerCache,
+    plan: AttentionPlan,
+) -> torch.Tensor:
+    cos, sin = cos[plan.positions], sin[plan.positions]
+    store(cache, rotate(keys, cos, sin), values, plan)
+    return rotate(query, cos, sin)
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = x.float()
+    scales = (wide.abs().amax(1) / 127).clamp(min=1e-12)
+    return (wide / scales[:, None]).round_().add_(128).to(torch.uint8), scales
+
+
+def scale_rows(x: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    y = x * scales[:, None]
+    return (y if bias is None else y + bias).to(dtype)

@@ -8,6 +8,8 @@ import time
 import torch
 import torch.nn.functional as F
 
+import kernels
+
 WIDE_ROWS = 32  # from here on a multiplication is bound by arithmetic, below by reading the weights
 
 
@@ -15,25 +17,33 @@ class Linear:
     """y = x W^T + b for x [tokens, in], in the weight's dtype.
 
     CPU weights are reordered into oneDNN's blocked layout: a plain `F.linear` reorders bf16 weights on every
-    call, which doubles the time of a decode step.  Where `wide_float32`, batches of WIDE_ROWS and more multiply
-    a float32 copy of the same bf16 weights: some processors have bf16 instructions that are slower than their
-    float32 ones (`float32_is_faster`), and then only small batches gain from reading half the bytes.
+    call, which doubles the time of a decode step.  `rows` says what to expect, so that no layout is kept in vain:
+
+    "any"     one layout for all
+    "few"     (the head, that few rows reach) our kernel's, where the processor has the instructions
+    "apart"   few rows as above, and a float32 copy of the same bf16 weights for batches of WIDE_ROWS and more: some
+              processors have bf16 instructions that are slower than their float32 ones (`float32_is_faster`), and
+              then only small batches gain from reading half the bytes
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, wide_float32: bool = False):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, rows: str = "any"):
         self.out_features, self.in_features = weight.shape
         self._bias = bias
+        self._few = kernels.FewRows.of(weight) if rows != "any" else None
         packs = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32)
         self._packed = packs and torch.backends.mkldnn.is_available()
-        self._weight = _pack(weight) if self._packed else weight
-        self._wide = _pack(weight.float()) if self._packed and wide_float32 else None
+        self._weight = None if self._few else _pack(weight) if self._packed else weight
+        self._wide = _pack(weight.float()) if self._packed and rows == "apart" else None
         self._wide_bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if not self._packed:
-            return F.linear(x, self._weight, self._bias)
         if self._wide is not None and len(x) >= WIDE_ROWS:
             return _multiply(x.float(), self._wide, self._wide_bias).to(x.dtype)
+        if self._few:
+            y = self._few(x)
+            return y if self._bias is None else y + self._bias
+        if not self._packed:
+            return F.linear(x, self._weight, self._bias)
         return _multiply(x, self._weight, self._bias)
 
 
@@ -55,17 +65,12 @@ class Int8Linear:
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        scale = (wide.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
         # Unsigned around 128: without AMX the processor multiplies u8 by s8, and oneDNN has no fast path for two s8.
-        rounded = (wide / scale).round_().add_(128).to(torch.uint8)
+        rounded, scales = kernels.quantize_rows(x)
         y = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, 128, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        y.mul_(scale)
-        if self._bias is not None:
-            y.add_(self._bias)
-        return y.to(x.dtype)
+        return kernels.scale_rows(y, scales, self._bias, x.dtype)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 import kernels
 from inference.models.checkpoint import Checkpoint
@@ -41,7 +40,8 @@ class Llama:
         self.dtype = dtype
         self._scale = config.head_dim**-0.5
 
-        wide_float32 = dtype == torch.bfloat16 and config.linear_parameters <= WIDE_PARAMETERS and float32_is_faster()
+        small = dtype == torch.bfloat16 and config.linear_parameters <= WIDE_PARAMETERS
+        layer_rows = "apart" if small and float32_is_faster() else "any"
 
         def weight(name: str, kind: str = "weight") -> torch.Tensor | None:
             tensor = checkpoint.tensor(f"{name}.{kind}")
@@ -53,11 +53,11 @@ class Llama:
                 raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
             return tensor
 
-        def linear(*names: str, wide_float32: bool = wide_float32) -> Linear | Int8Linear:
+        def linear(*names: str, rows: str = layer_rows) -> Linear | Int8Linear:
             biases = [weight(name, "bias") for name in names]
             has_bias = any(bias is not None for bias in biases)
             weights, bias = torch.cat([need(name) for name in names]), torch.cat(biases) if has_bias else None
-            return Int8Linear(weights, bias) if quantization == "w8a8" else Linear(weights, bias, wide_float32)
+            return Int8Linear(weights, bias) if quantization == "w8a8" else Linear(weights, bias, rows)
 
         self.embedding = need("model.embed_tokens")
         self.layers = []
@@ -78,8 +78,7 @@ class Llama:
                 )
             )
         self.final_norm = need("model.norm")
-        # Few rows reach the head, so it needs no copy for many.
-        self.head = linear("model.embed_tokens" if config.tied_embeddings else "lm_head", wide_float32=False)
+        self.head = linear("model.embed_tokens" if config.tied_embeddings else "lm_head", rows="few")
         self.rotary = Rotary(config, dtype)
 
     def new_cache(self, blocks: int) -> list[kernels.LayerCache]:
@@ -96,34 +95,29 @@ class Llama:
         Writes the keys and values of every token into `cache` before a layer attends, so a sequence may read
         what another one writes in the same step.
         """
-        hidden = self.embedding[tokens]
-        cos, sin = self.rotary.at(plan.positions)
+        hidden, delta = self.embedding[tokens], None
         last = len(self.layers) - 1
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache, strict=True)):
-            hidden = self._attention(layer, hidden, cos, sin, plan, layer_cache)
+            delta = self._attention(layer, self._norm(hidden, delta, layer.input_norm), plan, layer_cache)
             if i == last:  # nothing after this looks at other rows
-                hidden = hidden[wanted]
-            hidden = self._mlp(layer, hidden)
-        logits = self.head(self._norm(hidden, self.final_norm))
+                hidden, delta = hidden[wanted], delta[wanted]
+            gate_up = layer.gate_up(self._norm(hidden, delta, layer.mlp_norm))
+            delta = layer.down(kernels.silu_mul(gate_up))
+        logits = self.head(self._norm(hidden, delta, self.final_norm))
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _attention(self, layer, hidden, cos, sin, plan, layer_cache):
+    def _attention(self, layer: Layer, x: torch.Tensor, plan: kernels.AttentionPlan, cache: kernels.LayerCache):
         config = self.config
-        qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(len(hidden), -1, config.head_dim)
+        qkv = layer.qkv(x).view(len(x), -1, config.head_dim)
         query, keys, values = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)
         if layer.q_norm is not None:
-            query, keys = self._norm(query, layer.q_norm), self._norm(keys, layer.k_norm)
-            query, keys = Rotary.rotate(query, cos, sin), Rotary.rotate(keys, cos, sin)
-        else:
-            rotated = Rotary.rotate(qkv[:, : config.heads + config.kv_heads], cos, sin)
-            query, keys = rotated.split((config.heads, config.kv_heads), dim=1)
-        kernels.store(layer_cache, keys, values, plan)
-        attended = kernels.attend(query, layer_cache, plan, self._scale, layer.window)
-        return hidden + layer.attention_out(attended.view(len(hidden), -1))
+            query, keys = (
+                self._norm(query.contiguous(), None, layer.q_norm),
+                self._norm(keys.contiguous(), None, layer.k_norm),
+            )
+        query = kernels.rotate_and_store(query, keys, values, self.rotary.cos, self.rotary.sin, cache, plan)
+        attended = kernels.attend(query, cache, plan, self._scale, layer.window)
+        return layer.attention_out(attended.view(len(x), -1))
 
-    def _mlp(self, layer, hidden):
-        gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=-1)
-        return hidden + layer.down(F.silu(gate) * up)
-
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+    def _norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+        return kernels.add_rms_norm(hidden, delta, weight, self.config.rms_norm_eps)

@@ -10,7 +10,7 @@ from inference.models.config import ModelConfig, ModelError
 
 
 class Rotary:
-    """cos and sin by position, [positions, head_dim], in the model's dtype."""
+    """cos and sin by position, [positions, head_dim], in the model's dtype; `kernels.rotate_and_store` reads them."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype):
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -33,16 +33,7 @@ class Rotary:
             raise ModelError(f"rope type {kind!r} is not supported: the engine knows default, linear, llama3 and yarn")
         angles = torch.outer(torch.arange(config.max_context_tokens, dtype=torch.float32), frequencies)
         angles = torch.cat((angles, angles), dim=-1)
-        self._cos = (angles.cos() * scale).to(dtype)
-        self._sin = (angles.sin() * scale).to(dtype)
+        self.cos = (angles.cos() * scale).to(dtype)
+        self.sin = (angles.sin() * scale).to(dtype)
         # rotate_half(x) * sin == swap_halves(x) * signed_sin: the sign lives in the table, not in every step
-        self._sin[:, : config.head_dim // 2].neg_()
-
-    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sign-folded sin for positions [tokens], each [tokens, 1, head_dim]."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
-
-    @staticmethod
-    def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotate x [tokens, heads, head_dim] by its position."""
-        return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+        self.sin[:, : config.head_dim // 2].neg_()
