@@ -32,7 +32,7 @@ class EngineConfig(
     max_context_tokens: Annotated[int, Meta(ge=16)] | None = None
     kv_cache_mb: Count = 1024
     max_batch_tokens: Count = 512
-    step_ms: Annotated[float, Meta(gt=0)] = 300.0
+    step_ms: Annotated[float, Meta(gt=0)] = 170.0
     max_draft_tokens: Annotated[int, Meta(ge=0, le=32)] = 5
     max_running: Count = 64
     max_queued: Count = 256

@@ -63,23 +63,23 @@ def openvino(python: str, model: Path) -> Runner:
     return run
 
 
-def vllm(command: str, model: Path) -> Runner:
+def vllm(command: str, model: Path, preload: list[Path]) -> Runner:
     def run(order: str, salt: int) -> dict[str, dict[str, float]]:
-        with _vllm_served(command, model) as url:
+        with _vllm_served(command, model, preload) as url:
             return _over_http(url, str(model), order, salt)
 
     return run
 
 
 @contextlib.contextmanager
-def _vllm_served(command: str, model: Path) -> Iterator[str]:
+def _vllm_served(command: str, model: Path, preload: list[Path]) -> Iterator[str]:
     port = free_port()
     options = ["--dtype", "bfloat16", "--enable-prefix-caching", "--max-model-len", "4096", "--max-num-seqs", "32"]
     options += ["--max-num-batched-tokens", "512", "--host", "127.0.0.1", "--port", str(port)]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-1"} | _preloaded(preload)
     with tempfile.TemporaryFile() as output:
         server = subprocess.Popen(
-            [command, "serve", str(model), *options], env=settings | os.environ, stdout=output, stderr=output
+            [command, "serve", str(model), *options], env=os.environ | settings, stdout=output, stderr=output
         )
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -91,6 +91,11 @@ def _vllm_served(command: str, model: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             stop(server)
+
+
+def _preloaded(libraries: list[Path]) -> dict[str, str]:
+    """tcmalloc and Intel's OpenMP, which vLLM's documentation asks for."""
+    return {"LD_PRELOAD": ":".join(str(path) for path in libraries)} if libraries else {}
 
 
 def _answers(url: str) -> bool:
@@ -113,10 +118,14 @@ def _over_http(url: str, model: str, order: str, salt: int) -> dict[str, dict[st
 def main() -> int:
     options = _options()
     contenders: dict[str, Runner] = {"refdesk": ours}
+    versions: dict[str, str] = {}
     if options.openvino:
+        asked = "import importlib.metadata as m; print(m.version('openvino-genai'))"
+        versions["OpenVINO GenAI"] = _version([options.openvino, "-c", asked])
         contenders["OpenVINO GenAI"] = openvino(options.openvino, options.models / "f16.gguf")
     if options.vllm:
-        contenders["vLLM"] = vllm(options.vllm, options.models / "hf")
+        versions["vLLM"] = _version([options.vllm, "--version"])
+        contenders["vLLM"] = vllm(options.vllm, options.models / "hf", options.preload)
     runs: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in contenders}
     environment = report.environment()
     for repeat in range(options.repeats):
@@ -127,17 +136,24 @@ def main() -> int:
                 print(f"peers: {error}", file=sys.stderr)
                 return 2
             print(name, json.dumps(runs[name][-1]), flush=True)
-    record = {
-        "command": shlex.join(["python", "-m", "loadtests.peers", *_told(options)]),
-        "order": options.order,
-        "runs": runs,
-        "environment": environment,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "peers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (options.out / "peers.md").write_text(markdown(record), encoding="utf-8")
+        record = {  # after each repeat: what was measured is not lost to what comes
+            "command": shlex.join(["python", "-m", "loadtests.peers", *_told(options)]),
+            "order": options.order,
+            "peers": versions,
+            "runs": runs,
+            "environment": environment,
+        }
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "peers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (options.out / "peers.md").write_text(markdown(record), encoding="utf-8")
     print(markdown(record))
     return 0
+
+
+def _version(command: list[str]) -> str:
+    """The last line that the command prints."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (done.stdout.strip().splitlines() or ["unknown"])[-1]
 
 
 def _options() -> argparse.Namespace:
@@ -147,6 +163,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, required=True, help="folder with hf/ and f16.gguf")
     parser.add_argument("--openvino", help="a Python that has openvino-genai")
     parser.add_argument("--vllm", help="the vllm command")
+    parser.add_argument(
+        "--preload", type=Path, action="append", default=[], help="a library for vLLM: tcmalloc, libiomp5"
+    )
     parser.add_argument("--order", choices=rag.ORDERS, default="ranked")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -155,6 +174,7 @@ def _options() -> argparse.Namespace:
 
 def _told(options: argparse.Namespace) -> list[str]:
     peers = [word for name in ("openvino", "vllm") if getattr(options, name) for word in (f"--{name}", "…")]
+    peers += [word for path in options.preload for word in ("--preload", path.name)]
     return ["--models", "…", *peers, "--order", options.order, "--repeats", str(options.repeats)]
 
 
@@ -164,7 +184,8 @@ def markdown(record: dict) -> str:
     lines = [
         "# The engine and its peers on one RAG workload",
         "",
-        f"`{record['command']}`: SmolLM2-135M-Instruct, order of passages {record['order']}, medians (least – most). "
+        f"`{record['command']}`: SmolLM2-135M-Instruct, order of passages {record['order']}, medians "
+        "(least – most) and how many times a peer's figure ours is. "
         "OpenVINO GenAI runs in its client's process, the others answer over HTTP.",
         "",
     ]
@@ -173,16 +194,30 @@ def markdown(record: dict) -> str:
         lines += ["|---|" + "---|" * (len(FIGURES) + 1)]
         for name, found in runs.items():
             cells = [_spread([run[scenario][figure] for run in found]) for figure in FIGURES]
+            if name != "refdesk":
+                cells = [
+                    f"{cell}; ours {_ratio(runs['refdesk'], found, scenario, f)}"
+                    for cell, f in zip(cells, FIGURES, strict=True)
+                ]
             failed = sum(run[scenario]["failed"] for run in found)
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {failed} |")
         lines.append("")
     lines += [
         f"Measured on {computer['cores']} cores ({computer['cpu']}), {computer['ram_gib']} GiB; "
         + ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+        + "; peers: "
+        + ", ".join(f"{name} {version}" for name, version in record["peers"].items())
         + f"; commit {where['commit']}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _ratio(ours: list[dict], theirs: list[dict], scenario: str, figure: str) -> str:
+    """Median of the ratios within each repeat."""
+    pairs = [(a[scenario][figure], b[scenario][figure]) for a, b in zip(ours, theirs, strict=False)]
+    ratios = [a / b for a, b in pairs if b]
+    return f"{statistics.median(ratios):.2f}×" if ratios else "–"
 
 
 def _spread(values: list[float]) -> str:

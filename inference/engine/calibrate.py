@@ -10,18 +10,19 @@ from inference.engine.cost import UNKNOWN, StepCost, fit
 from inference.engine.scheduler import Scheduled
 from inference.engine.sequence import Sequence
 
-CHUNKS = ((0, 32), (0, 192), (512, 192))  # start, tokens
-REPEATS = 2
+CHUNKS = ((0, 48), (0, 256), (1024, 48))  # start, tokens: each is dear for another of the three terms
+REPEATS = 4  # the least of each counts: whatever else runs while a server starts only ever adds
 
 
-def measure_step_cost(model, cache, blocks: int, block_size: int) -> StepCost:
+def measure_step_cost(model, cache, blocks: int, block_size: int, max_context_tokens: int) -> StepCost:
     """The cost of `model`'s steps over `cache` of so many `blocks`, whose content it overwrites; UNKNOWN where the
-    cache is too small to tell."""
+    cache or the model's context is too small to tell."""
+    longest = max(start + tokens for start, tokens in CHUNKS)
+    if longest > min(max_context_tokens, (blocks - 1) * block_size):
+        return UNKNOWN
     samples = []
     for start, tokens in CHUNKS:
         needed = -(-(start + tokens) // block_size)
-        if needed >= blocks:
-            return UNKNOWN
         sequence = Sequence("calibration", [0] * (start + tokens), 1, Sampling(), b"", None, 0)  # type: ignore[arg-type]
         sequence.blocks = list(range(1, needed + 1))
         step = batch.build([Scheduled(sequence, start, tokens)], block_size)
