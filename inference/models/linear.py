@@ -47,32 +47,6 @@ class Linear:
         return _multiply(x, self._weight, self._bias)
 
 
-class Int8Linear:
-    """y = x W^T + b with W in int8, a scale for each output channel, and x rounded to int8 on the way in, a scale for
-    each token (W8A8, dynamic: SmoothQuant's and vLLM's "per-channel, per-token").  Half the bytes of bf16 to read,
-    and int8 dot products where the processor has them.  x [tokens, in], float32 or bf16; y in x's dtype.
-
-    CPU only: the multiplication is oneDNN's.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        self.out_features, self.in_features = weight.shape
-        weight = weight.float()
-        self._scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-        rounded = (weight / self._scale[:, None]).round().to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self._zero = torch.zeros(self.out_features, dtype=torch.int32)
-        self._bias = None if bias is None else bias.float()
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        # Unsigned around 128: without AMX the processor multiplies u8 by s8, and oneDNN has no fast path for two s8.
-        rounded, scales = kernels.quantize_rows(x)
-        y = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 128, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return kernels.scale_rows(y, scales, self._bias, x.dtype)
-
-
 @functools.cache
 def float32_is_faster(rows: int = 128, width: int = 1024) -> bool:
     """Whether this processor multiplies wide batches at least a quarter faster in float32 than in bf16."""

@@ -5,35 +5,38 @@ Written as the formula reads: no modules, a list of layers, each a few tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 import kernels
+from inference.models import quantized
 from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelError
-from inference.models.linear import Int8Linear, Linear, float32_is_faster
+from inference.models.linear import float32_is_faster
 from inference.models.rotary import Rotary
 
+Multiply = Callable[[torch.Tensor], torch.Tensor]
 WIDE_PARAMETERS = 500_000_000  # larger models don't get a float32 copy of their weights (2 GB at this size)
 
 
 @dataclass(slots=True)
 class Layer:
     input_norm: torch.Tensor
-    qkv: Linear | Int8Linear
+    qkv: Multiply
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    attention_out: Linear | Int8Linear
+    attention_out: Multiply
     mlp_norm: torch.Tensor
-    gate_up: Linear | Int8Linear
-    down: Linear | Int8Linear
+    gate_up: Multiply
+    down: Multiply
     window: int | None
 
 
 class Llama:
-    """Weights in `dtype`, QKV and gate/up fused.  `quantization` "w8a8": the linear layers in int8, the embedding and
-    what is between them in `dtype`."""
+    """Weights in `dtype`, QKV and gate/up fused.  `quantization` is one of `quantized.KINDS`: it rounds the linear
+    layers; the embedding and what is between them stay in `dtype`."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str = "none"):
         self.config = config = checkpoint.config
@@ -53,11 +56,11 @@ class Llama:
                 raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
             return tensor
 
-        def linear(*names: str, rows: str = layer_rows) -> Linear | Int8Linear:
+        def linear(*names: str, rows: str = layer_rows) -> Multiply:
             biases = [weight(name, "bias") for name in names]
             has_bias = any(bias is not None for bias in biases)
             weights, bias = torch.cat([need(name) for name in names]), torch.cat(biases) if has_bias else None
-            return Int8Linear(weights, bias) if quantization == "w8a8" else Linear(weights, bias, rows)
+            return quantized.linear(quantization, weights, bias, rows)
 
         self.embedding = need("model.embed_tokens")
         self.layers = []

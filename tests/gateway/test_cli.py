@@ -62,6 +62,7 @@ def test_help_teaches(capsys, command):
         (["nonsense"], "nonsense"),
         (["ask"], "QUESTION"),
         (["ask", "a", "--top-k", "0"], "top-k"),
+        (["serve", "--quantization", "int3"], "int3"),
         (["serve", "--port", "many"], "many"),
         (["serve", "--port", "99999"], "server.port"),
         (["serve", "--config", "/nowhere.toml"], "/nowhere.toml"),

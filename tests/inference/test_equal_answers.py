@@ -41,9 +41,15 @@ def prompts() -> dict[str, list[int]]:
 
 
 def run(
-    model: Llama, together: bool = True, blocks: int = 200, guess: dict[str, list[int]] | None = None, **policy
+    model: Llama,
+    together: bool = True,
+    blocks: int = 200,
+    guess: dict[str, list[int]] | None = None,
+    forced: dict[str, list[int]] | None = None,
+    **policy,
 ) -> tuple[dict, Logits]:
-    """(tokens by request, the logits each was chosen from).  `guess`: the answers, two thirds of which are guessed."""
+    """(tokens by request, the logits each was chosen from).  `guess`: the answers, two thirds of which are guessed;
+    `forced`: the answers that are taken whatever the logits say (teacher forcing)."""
     core = EngineCore(
         model,
         EngineOptions(
@@ -66,13 +72,16 @@ def run(
         return list(planned)
 
     def noted_forward(*args):
-        out = forward(*args)
+        out = forward(*args).clone()
         row = 0
         for s in planned:
             known = s.start + s.tokens - len(s.drafts)
             for i in range(1 + len(s.drafts) if known == len(s.sequence.tokens) else 0):
                 key = (s.sequence.request_id, s.start + s.tokens - len(s.drafts) + i)
-                logits[key] = out[row]  # of a guess that was wrong it is overwritten by the right one
+                logits[key] = out[row].clone()  # of a guess that was wrong it is overwritten by the right one
+                if forced is not None:
+                    rest = forced[key[0]][key[1] - len(prompts()[key[0]]) :]
+                    out[row, rest[0] if rest else 0] = 1e6
                 row += 1
         return out
 
@@ -151,3 +160,52 @@ def test_the_tolerance_notices_a_bug(model, alone, what, schedule):
             return
     shared = logits.keys() & alone[1].keys()
     assert max(float((logits[key] - alone[1][key]).abs().max()) for key in shared) > 100 * TOLERANCE
+
+
+NOISE = 4  # times the noise: a lead that rounding can't turn
+TIES = 0.02  # the most answers that may be too close to say
+
+
+@pytest.fixture(scope="module")
+def real():
+    return Llama(open_checkpoint("smollm2"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def real_alone(real):
+    """(answers, logits, noise): each by itself and whole; the noise is what cutting it into chunks changes."""
+    answers, logits = run(real, together=False, max_tokens=4096)
+    _, again = run(real, together=False, forced=answers, max_tokens=50, min_chunk=5)
+    return answers, logits, difference(again, logits)
+
+
+def turned(one: Logits, other: Logits, noise: float) -> tuple[int, float]:
+    """(best tokens that differ though they led by more than the noise can turn, share of leads too small to say)."""
+    wrong = ties = 0
+    for key, row in other.items():
+        best, second = row.topk(2).values.tolist()
+        if best - second <= NOISE * noise:
+            ties += 1
+        elif one[key].argmax() != row.argmax():
+            wrong += 1
+    return wrong, ties / len(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["together", "in chunks of 37", "short of blocks, preempted", "with guesses"])
+def test_a_real_model_chooses_the_same_tokens_wherever_it_leads_by_more_than_noise(real, real_alone, schedule):
+    """Teacher-forced, in float32, where rounding depends on the batch, so that equal texts can't be asked for."""
+    answers, logits, noise = real_alone
+    assert 0 < noise < 1e-2
+    _, ours = run(real, forced=answers, **with_answers(schedule, answers))
+    wrong, ties = turned(ours, logits, noise)
+    assert wrong == 0
+    assert ties < TIES
+
+
+@pytest.mark.slow
+def test_the_margin_notices_a_bug(real, real_alone):
+    answers, logits, noise = real_alone
+    with planted(next(mutant for mutant in MUTANTS if mutant.what == "two blocks of a table are swapped")):
+        _, ours = run(real, forced=answers)
+    assert turned(ours, logits, noise)[0] > 0

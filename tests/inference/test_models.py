@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from inference.models import AnyDecoder, Llama, ModelError, load_model, open_checkpoint
+from inference.models import AnyDecoder, Llama, ModelError, load_model, open_checkpoint, quantized
 from inference.parity import logits_of, transformers_model
 from tests.inference.tiny import FAMILIES, SHAPE, reference_model, save_model
 
@@ -110,11 +110,32 @@ def test_a_decoder_whose_attention_is_another_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2 with biases"])
-def test_int8_is_near_and_not_the_same(family, tmp_path):
+@pytest.mark.parametrize(("kind", "most"), [("w8a8", 5e-3), ("w8a16", 1e-3), ("w4a16", 0.2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rounded_weights_are_near_and_not_the_same(family, kind, most, dtype, tmp_path):
     reference_model(family).save_pretrained(tmp_path)
     checkpoint = open_checkpoint(str(tmp_path))
     ids = torch.randint(0, 512, (100,), generator=torch.Generator().manual_seed(1))
     whole = logits_of(Llama(checkpoint, torch.float32), ids, 37).log_softmax(-1)
-    rounded = logits_of(Llama(checkpoint, torch.float32, "w8a8"), ids, 37).log_softmax(-1)
-    divergence = (whole.exp() * (whole - rounded)).sum(-1).mean()
-    assert 1e-7 < divergence < 5e-3
+    for chunk in (37, 1):  # many rows, and one
+        rounded = logits_of(Llama(checkpoint, dtype, kind), ids, chunk).log_softmax(-1)
+        divergence = (whole.exp() * (whole - rounded)).sum(-1).mean()
+        assert 1e-7 < divergence < most
+
+
+@pytest.mark.parametrize("kind", ["w8a16", "w4a16"])
+def test_few_rows_read_the_same_rounded_weights_as_many(kind):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(64, 96, generator=generator), torch.randn(20, 96, generator=generator)
+    layer = quantized.linear(kind, weight, None, "any")
+    many = layer(x)
+    assert (torch.cat([layer(x[i : i + 1]) for i in range(20)]) - many).abs().max() < 1e-3
+    assert (many - x @ weight.T).abs().max() > 1e-2
+
+
+def test_quantization_that_cannot_be_had_stops_the_start(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="multiples of 32, not 64 x 40"):
+        quantized.linear("w4a16", torch.zeros(64, 40), None, "any")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="oneDNN"):
+        quantized.linear("w8a8", torch.zeros(64, 64), None, "any")

@@ -1,0 +1,101 @@
+"""Linear layers with rounded weights: W8A8 for throughput, W8A16 and W4A16 for a stream by itself.
+
+Named as vLLM and compressed-tensors name them: bits of the weights, bits of what they multiply.  CPU only: the products
+are torch's and oneDNN's.  What the rounding costs is measured by `python -m loadtests.quantization`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import kernels
+from inference.models.config import ModelError
+from inference.models.linear import Linear
+
+KINDS = ("none", "w8a8", "w8a16", "w4a16")
+GROUP = 32  # inputs that share a scale in W4A16
+NARROW_ROWS = {"w8a16": 4, "w4a16": 8}  # up to here torch's products of rounded weights gain on a plain one
+
+
+def linear(kind: str, weight: torch.Tensor, bias: torch.Tensor | None, rows: str) -> Linear | W8A8 | WeightOnly:
+    """A layer of `kind` for weight [out, in]; `rows` as for `Linear`.  Raises ModelError where it can't be had."""
+    if kind == "none":
+        return Linear(weight, bias, rows)
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        raise ModelError(f'quantization = "{kind}" runs on a CPU with oneDNN only, which is not here: use "none"')
+    if kind == "w8a8":
+        return W8A8(weight, bias)
+    outputs, inputs = weight.shape
+    if outputs % 16 or inputs % GROUP:
+        raise ModelError(f'quantization = "{kind}" needs widths in multiples of {GROUP}, not {outputs} x {inputs}')
+    return WeightOnly(kind, weight, bias, rows)
+
+
+class W8A8:
+    """y = x W^T + b with W in int8, a scale for each output channel, and x rounded to int8 on the way in, a scale for
+    each token (dynamic: SmoothQuant's and vLLM's "per-channel, per-token").  Half the bytes of bf16 to read, and int8
+    dot products where the processor has them.  x [tokens, in], float32 or bf16; y in x's dtype.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        rounded, self._scale = _int8(weight.float())
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self._zero = torch.zeros(len(weight), dtype=torch.int32)
+        self._bias = None if bias is None else bias.float()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        # Unsigned around 128: without AMX the processor multiplies u8 by s8, and oneDNN has no fast path for two s8.
+        rounded, scales = kernels.quantize_rows(x)
+        y = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, 128, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return kernels.scale_rows(y, scales, self._bias, x.dtype)
+
+
+class WeightOnly:
+    """y = x W^T + b with W in int8 (a scale for each output) or int4 (a scale and a zero for each GROUP inputs), x as
+    it is.  Few rows read the rounded weights, half or a quarter of the bytes; more rows multiply the same rounded
+    values in the model's dtype, so that an answer depends on its batch by the order of sums alone.
+    """
+
+    def __init__(self, kind: str, weight: torch.Tensor, bias: torch.Tensor | None, rows: str):
+        self._bias, self._narrow_rows = bias, NARROW_ROWS[kind]
+        if kind == "w8a16":
+            self._rounded, scale = _int8(weight.float())
+            self._scale = scale.to(weight.dtype)
+            values = self._rounded * self._scale.float()[:, None]
+            self._multiply = self._multiply_int8
+        else:
+            values = self._pack_int4(weight)
+            self._multiply = self._multiply_int4
+        self._whole = Linear(values.to(weight.dtype), bias, rows)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self._narrow_rows:
+            return self._whole(x)
+        y = self._multiply(x)
+        return y if self._bias is None else y + self._bias
+
+    def _multiply_int8(self, x: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int8pack_mm(x, self._rounded, self._scale)
+
+    def _multiply_int4(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._packed, GROUP, self._scale)
+
+    def _pack_int4(self, weight: torch.Tensor) -> torch.Tensor:
+        """Round to 4 bits and return the values that they stand for, [out, in] float32: (q - 8) * scale + zero."""
+        outputs, inputs = weight.shape
+        grouped = weight.float().view(outputs, inputs // GROUP, GROUP)
+        low, high = grouped.aminmax(dim=2, keepdim=True)
+        scale = ((high - low) / 15).clamp(min=1e-9).to(weight.dtype)
+        zero = (low + 8 * scale.float()).to(weight.dtype)
+        q = ((grouped - zero.float()) / scale.float()).round().add(8).clamp(0, 15)
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.view(outputs, inputs).to(torch.int32), 1)
+        self._scale = torch.cat([scale, zero], dim=2).transpose(0, 1).contiguous()  # [groups, out, 2]
+        return ((q - 8) * scale.float() + zero.float()).view(outputs, inputs)
+
+
+def _int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [out, in] float32 as int8, and its scales [out]."""
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+    return (weight / scale[:, None]).round().to(torch.int8), scale
