@@ -35,8 +35,8 @@ class Layer:
 
 
 class Llama:
-    """Weights in `dtype`, QKV and gate/up fused.  `quantization` is one of `quantized.KINDS`: it rounds the linear
-    layers; the embedding and what is between them stay in `dtype`."""
+    """Weights in `dtype`, QKV and gate/up fused.  `quantization` is one of `quantized.KINDS`: it rounds the layers'
+    weights; embedding, head and what is between them stay in `dtype`."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str = "none"):
         self.config = config = checkpoint.config
@@ -56,11 +56,11 @@ class Llama:
                 raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
             return tensor
 
-        def linear(*names: str, rows: str = layer_rows) -> Multiply:
+        def linear(*names: str, kind: str = quantization, rows: str = layer_rows) -> Multiply:
             biases = [weight(name, "bias") for name in names]
             has_bias = any(bias is not None for bias in biases)
             weights, bias = torch.cat([need(name) for name in names]), torch.cat(biases) if has_bias else None
-            return quantized.linear(quantization, weights, bias, rows)
+            return quantized.linear(kind, weights, bias, rows)
 
         self.embedding = need("model.embed_tokens")
         self.layers = []
@@ -81,7 +81,8 @@ class Llama:
                 )
             )
         self.final_norm = need("model.norm")
-        self.head = linear("model.embed_tokens" if config.tied_embeddings else "lm_head", rows="few")
+        # Whole, as others leave it: a quarter of what W8A8 loses would be lost here.
+        self.head = linear("model.embed_tokens" if config.tied_embeddings else "lm_head", kind="none", rows="few")
         self.rotary = Rotary(config, dtype)
 
     def new_cache(self, blocks: int) -> list[kernels.LayerCache]:
