@@ -77,7 +77,7 @@ class EmbeddedBackend:
                     max_tokens=config.max_batch_tokens,
                     max_running=config.max_running,
                     step_seconds=config.step_ms / 1000,
-                    cost=measure_step_cost(model, cache, blocks, BLOCK_SIZE, context),
+                    cost=measure_step_cost(model, cache, blocks, BLOCK_SIZE, shape.max_context_tokens),
                     max_draft=config.max_draft_tokens,
                     draft_rows=DRAFT_ROWS if config.max_draft_tokens else 0,
                 ),

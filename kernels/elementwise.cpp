@@ -91,11 +91,13 @@ void quantize_rows(const T* x, uint8_t* out, float* scales, int rows, int width)
     for (int r = 0; r < rows; r++) {
         const T* row = x + (int64_t)r * width;
         vec most = {};
+        ivec broken = {};  // a comparison loses NaN, and the row must not look sound
         for (int i = 0; i < width; i += 16) {
             const vec v = load16(row + i);
             most = max(most, max(v, -v));
+            broken |= v != v;
         }
-        const float scale = std::fmax(hmax(most) / 127.0f, 1e-12f);
+        const float scale = hmax((vec)(broken & 0x3F800000)) > 0 ? NAN : std::fmax(hmax(most) / 127.0f, 1e-12f);
         scales[r] = scale;
         const vec magic = splat(12582912.0f + 128.0f);  // rounds half to even in the low mantissa bits, as torch does
         for (int i = 0; i < width; i += 16) {

@@ -40,7 +40,7 @@ def rotate_and_store(
     """Turn queries and keys by their positions (Su et al. 2021), write keys and values into their slots, and return the
     turned queries.  query [tokens, heads, head_dim], keys and values [tokens, kv_heads, head_dim], tokens may be
     strided; cos and sin [positions, head_dim] in the cache's dtype, the first half of sin negated."""
-    library = native.load() if native.rotates(cache, query, keys, values) else None
+    library = native.load() if native.rotates(cache, (cos, sin), query, keys, values) else None
     if library is None:
         return reference.rotate_and_store(query, keys, values, cos, sin, cache, plan)
     return native.rotate_and_store(library, query, keys, values, cos, sin, cache, plan)

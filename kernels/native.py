@@ -215,12 +215,13 @@ def silu_mul(library: ctypes.CDLL, gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def rotates(cache: LayerCache, *heads: torch.Tensor) -> bool:
+def rotates(cache: LayerCache, tables: tuple[torch.Tensor, ...], *heads: torch.Tensor) -> bool:
     """Whether `rotate_and_store` takes these heads: halves of LANES, each token's heads side by side."""
     dim = cache.keys.shape[2]
     return (
         supports(cache)
         and dim % (2 * LANES) == 0
+        and all(t.dtype == cache.keys.dtype and t.shape[1] == dim and t.is_contiguous() for t in tables)
         and all(x.dtype == cache.keys.dtype and x.stride(2) == 1 and x.stride(1) == dim for x in heads)
     )
 

@@ -64,8 +64,14 @@ inline vec vexp(vec x) {
 }
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 inline vec swap(vec v, int by) {
+#ifdef __clang__
+    vec out;
+    for (int i = 0; i < 16; i++) out[i] = v[i ^ by];
+    return out;
+#else
     const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return __builtin_shuffle(v, lane ^ by);
+#endif
 }
 inline float hmax(vec v) { for (int by = 8; by; by /= 2) v = max(v, swap(v, by)); return v[0]; }
 inline float hsum(vec v) { for (int by = 8; by; by /= 2) v += swap(v, by); return v[0]; }

@@ -76,10 +76,13 @@ def _vllm_served(command: str, model: Path, preload: list[Path]) -> Iterator[str
     port = free_port()
     options = ["--dtype", "bfloat16", "--enable-prefix-caching", "--max-model-len", "4096", "--max-num-seqs", "32"]
     options += ["--max-num-batched-tokens", "512", "--host", "127.0.0.1", "--port", str(port)]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-1"} | _preloaded(preload)
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
     with tempfile.TemporaryFile() as output:
         server = subprocess.Popen(
-            [command, "serve", str(model), *options], env=os.environ | settings, stdout=output, stderr=output
+            [command, "serve", str(model), *options],
+            env=settings | os.environ | _preloaded(preload),
+            stdout=output,
+            stderr=output,
         )
         try:
             deadline = time.monotonic() + START_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from inference.backend import Sampling
@@ -10,18 +11,23 @@ from inference.engine.cost import UNKNOWN, StepCost, fit
 from inference.engine.scheduler import Scheduled
 from inference.engine.sequence import Sequence
 
-CHUNKS = ((0, 48), (0, 256), (1024, 48))  # start, tokens: each is dear for another of the three terms
+log = logging.getLogger(__name__)
+
 REPEATS = 4  # the least of each counts: whatever else runs while a server starts only ever adds
+FEW, MANY = 48, 256  # tokens
+FARTHEST = 1024
 
 
 def measure_step_cost(model, cache, blocks: int, block_size: int, max_context_tokens: int) -> StepCost:
-    """The cost of `model`'s steps over `cache` of so many `blocks`, whose content it overwrites; UNKNOWN where the
-    cache or the model's context is too small to tell."""
-    longest = max(start + tokens for start, tokens in CHUNKS)
-    if longest > min(max_context_tokens, (blocks - 1) * block_size):
+    """The cost of `model`'s steps over `cache` of so many `blocks`, whose content it overwrites; UNKNOWN, with a
+    warning, where the cache or what the model can read is too small to tell."""
+    longest = min(max_context_tokens, (blocks - 1) * block_size)
+    far = min(FARTHEST, longest - FEW) // block_size * block_size
+    if far < MANY:
+        log.warning("a context of %d tokens is too short to time steps: step_ms has no effect", longest)
         return UNKNOWN
     samples = []
-    for start, tokens in CHUNKS:
+    for start, tokens in ((0, FEW), (0, MANY), (far, FEW)):  # each is dear for another of the three terms
         needed = -(-(start + tokens) // block_size)
         sequence = Sequence("calibration", [0] * (start + tokens), 1, Sampling(), b"", None, 0)  # type: ignore[arg-type]
         sequence.blocks = list(range(1, needed + 1))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import kernels
 
 WIDE_ROWS = 32  # from here on a multiplication is bound by arithmetic, below by reading the weights
+PADDED = 16  # wide batches are filled up to a multiple: oneDNN compiles, and keeps, code for each number of rows
 
 
 class Linear:
@@ -24,6 +25,8 @@ class Linear:
     "apart"   few rows as above, and a float32 copy of the same bf16 weights for batches of WIDE_ROWS and more: some
               processors have bf16 instructions that are slower than their float32 ones (`float32_is_faster`), and
               then only small batches gain from reading half the bytes
+
+    Few rows with a bias are rounded twice in bf16: the product, then the sum.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, rows: str = "any"):
@@ -38,13 +41,26 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._wide is not None and len(x) >= WIDE_ROWS:
-            return _multiply(x.float(), self._wide, self._wide_bias).to(x.dtype)
+            return _multiply(padded(x, torch.float32), self._wide, self._wide_bias)[: len(x)].to(x.dtype)
         if self._few:
             y = self._few(x)
             return y if self._bias is None else y + self._bias
         if not self._packed:
             return F.linear(x, self._weight, self._bias)
-        return _multiply(x, self._weight, self._bias)
+        if len(x) < WIDE_ROWS:
+            return _multiply(x, self._weight, self._bias)
+        return _multiply(padded(x, x.dtype), self._weight, self._bias)[: len(x)]
+
+
+def padded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x [rows, width] in `dtype`, with rows of zeros up to a multiple of PADDED."""
+    rows = -(-len(x) // PADDED) * PADDED
+    if rows == len(x):
+        return x.to(dtype)
+    out = x.new_empty(rows, x.shape[1], dtype=dtype)
+    out[: len(x)] = x
+    out[len(x) :] = 0
+    return out
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import torch
 
 import kernels
 from inference.models.config import ModelError
-from inference.models.linear import Linear
+from inference.models.linear import WIDE_ROWS, Linear, padded
 
 KINDS = ("none", "w8a8", "w8a16", "w4a16")
 GROUP = 32  # inputs that share a scale in W4A16
@@ -45,24 +45,24 @@ class W8A8:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         # Unsigned around 128: without AMX the processor multiplies u8 by s8, and oneDNN has no fast path for two s8.
-        rounded, scales = kernels.quantize_rows(x)
+        rows = len(x)
+        rounded, scales = kernels.quantize_rows(x if rows < WIDE_ROWS else padded(x, x.dtype))
         y = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, 128, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return kernels.scale_rows(y, scales, self._bias, x.dtype)
+        return kernels.scale_rows(y, scales, self._bias, x.dtype)[:rows]
 
 
 class WeightOnly:
     """y = x W^T + b with W in int8 (a scale for each output) or int4 (a scale and a zero for each GROUP inputs), x as
     it is.  Few rows read the rounded weights, half or a quarter of the bytes; more rows multiply the same rounded
-    values in the model's dtype, so that an answer depends on its batch by the order of sums alone.
+    values in the model's dtype: the same but for the order of sums in float32, and one more rounding of each in bf16.
     """
 
     def __init__(self, kind: str, weight: torch.Tensor, bias: torch.Tensor | None, rows: str):
         self._bias, self._narrow_rows = bias, NARROW_ROWS[kind]
         if kind == "w8a16":
-            self._rounded, scale = _int8(weight.float())
-            self._scale = scale.to(weight.dtype)
+            self._rounded, self._scale = _int8(weight)
             values = self._rounded * self._scale.float()[:, None]
             self._multiply = self._multiply_int8
         else:
@@ -80,7 +80,7 @@ class WeightOnly:
         return torch._weight_int8pack_mm(x, self._rounded, self._scale)
 
     def _multiply_int4(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._packed, GROUP, self._scale)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), self._packed, GROUP, self._scale)
 
     def _pack_int4(self, weight: torch.Tensor) -> torch.Tensor:
         """Round to 4 bits and return the values that they stand for, [out, in] float32: (q - 8) * scale + zero."""
@@ -96,6 +96,6 @@ class WeightOnly:
 
 
 def _int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight [out, in] float32 as int8, and its scales [out]."""
-    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight / scale[:, None]).round().to(torch.int8), scale
+    """weight [out, in] as int8, and its scales [out] in the weight's dtype."""
+    scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12).to(weight.dtype)
+    return (weight.float() / scale.float()[:, None]).round().clamp(-128, 127).to(torch.int8), scale

@@ -31,6 +31,8 @@ class Rotary:
             frequencies, scale = ROPE_INIT_FUNCTIONS[kind](shape, torch.device("cpu"))
         else:
             raise ModelError(f"rope type {kind!r} is not supported: the engine knows default, linear, llama3 and yarn")
+        if 2 * len(frequencies) != config.head_dim:
+            raise ModelError("only a part of each head is rotated in this model: the engine knows whole heads")
         angles = torch.outer(torch.arange(config.max_context_tokens, dtype=torch.float32), frequencies)
         angles = torch.cat((angles, angles), dim=-1)
         self.cos = (angles.cos() * scale).to(dtype)

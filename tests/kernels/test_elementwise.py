@@ -71,7 +71,7 @@ def test_rotary_and_store(library, dtype, dim: int):
         return LayerCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype).transpose(2, 3).contiguous())
 
     ours, theirs, planted = empty(), empty(), empty()
-    assert native.rotates(ours, query, keys, values)
+    assert native.rotates(ours, (cos, sin), query, keys, values)
     result = native.rotate_and_store(library, query, keys, values, cos, sin, ours, plan)
     expected = reference.rotate_and_store(query, keys, values, cos, sin, theirs, plan)
     reference.rotate_and_store(query, keys, values, cos, -sin, planted, plan)
@@ -86,8 +86,8 @@ def test_rotary_of_a_narrow_head_runs_in_torch(library):
     plan = plan_for([(2, 2)])
     cache = LayerCache(torch.zeros(BLOCKS, 1, 80, 16), torch.zeros(BLOCKS, 1, 16, 80))
     query, key = normal(2, 1, 80), normal(2, 1, 80, seed=1)
-    assert not native.rotates(cache, query, key, key)
     ones = torch.ones(4, 80)
+    assert not native.rotates(cache, (ones, ones), query, key, key)
     assert torch.equal(kernels.rotate_and_store(query, key, key, ones, 0 * ones, cache, plan), query)
 
 
@@ -105,6 +105,14 @@ def test_rounding_to_int8_and_back(library, dtype, rows: int):
     assert worst(back, reference.scale_rows(units, scales, bias, dtype)) <= TOLERANCE[dtype] * 256
     error = (native.scale_rows(library, units, scales, None, torch.float32) - x.float()).abs()
     assert (error <= 0.501 * scales[:, None]).all()
+
+
+def test_a_broken_row_stays_broken(library, dtype):
+    x = normal(3, 64).to(dtype)
+    x[1, 7] = float("nan")
+    rounded, scales = native.quantize_rows(library, x)
+    assert scales.isnan().tolist() == [False, True, False]
+    assert native.scale_rows(library, rounded.float(), scales, None, dtype)[1].isnan().all()
 
 
 @pytest.mark.parametrize("shape", [(960, 576), (48, 1536), (3072, 96)])
