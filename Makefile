@@ -13,7 +13,7 @@ help:
 	@echo "make bench          measure start, first token, decode, memory waste; writes loadtests/results/"
 	@echo "make bench-quality  measure quotes and answers on CLAPnq (needs the data folder)"
 	@echo "make bench-engine   measure the engine alone against what matrices and memory take"
-	@echo "make bench-quantization  measure what rounding the weights to int8 costs"
+	@echo "make bench-quantization  measure what each rounding of the weights costs"
 	@echo "make soak           half an hour of mixed traffic with clients that leave"
 	@echo "make load           one minute of spiky traffic against a server of its own"
 

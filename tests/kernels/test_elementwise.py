@@ -16,14 +16,6 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 0.016}  # relative to numbers 
 SEQUENCES = [(5, 5), (1, 17), (40, 100)]
 
 
-@pytest.fixture(scope="module")
-def library():
-    found = native.load()
-    if found is None:
-        pytest.skip("no C++ compiler on this machine")
-    return found
-
-
 @pytest.fixture(params=list(TOLERANCE), ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param

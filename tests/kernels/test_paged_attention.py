@@ -72,14 +72,6 @@ def worst(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a.double() - b.double()).abs().max().item()
 
 
-@pytest.fixture(scope="module")
-def library():
-    found = native.load()
-    if found is None:
-        pytest.skip("no C++ compiler on this machine")
-    return found
-
-
 @pytest.mark.parametrize("window", [None, 7, 64])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
