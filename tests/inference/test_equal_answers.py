@@ -205,7 +205,11 @@ def test_a_real_model_chooses_the_same_tokens_wherever_it_leads_by_more_than_noi
 
 @pytest.mark.slow
 def test_the_margin_notices_a_bug(real, real_alone):
+    """Or breaks: what this bug reads was never written, and may happen not to be a number."""
     answers, logits, noise = real_alone
     with planted(next(mutant for mutant in MUTANTS if mutant.what == "two blocks of a table are swapped")):
-        _, ours = run(real, forced=answers)
+        try:
+            _, ours = run(real, forced=answers)
+        except AssertionError:
+            return
     assert turned(ours, logits, noise)[0] > 0
