@@ -56,9 +56,11 @@ async def client(http: httpx.AsyncClient, number: int, until: float, seen: dict[
                     continue
                 events = 0
                 async for line in response.aiter_lines():
-                    if '"error"' in line:
-                        seen["error events"] = seen.get("error events", 0) + 1
-                    events += line.startswith("data:")
+                    data = line.removeprefix("data: ")
+                    events += data != line
+                    if data.startswith("{") and "error" in (event := json.loads(data)):
+                        kind = f"error events ({event['error'].get('code')})"
+                        seen[kind] = seen.get(kind, 0) + 1
                     if leave_after is not None and events > leave_after:
                         break
             seen["left" if leave_after is not None and events > leave_after else "whole"] += 1
