@@ -27,7 +27,7 @@ setup: .venv/.ready
 	@if $(PYTHON) -c 'import torch; assert torch.version.cuda' 2>/dev/null; then \
 	  echo "[1/4] creating .venv over the installed CUDA build of torch"; \
 	  $(PYTHON) -m venv --system-site-packages .venv; \
-	  grep -v '^torch==' .ci/constraints.txt > .venv/constraints.txt; \
+	  grep -Ev '^(torch|triton)==' .ci/constraints.txt > .venv/constraints.txt; \
 	else \
 	  echo "[1/4] creating .venv and installing torch"; \
 	  $(PYTHON) -m venv .venv; \

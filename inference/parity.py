@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 
 from inference.models import Checkpoint, Llama, open_checkpoint
@@ -19,16 +20,9 @@ def logits_of(model: Llama, ids: torch.Tensor, chunk: int) -> torch.Tensor:
     out = []
     for start in range(0, len(ids), chunk):
         tokens = ids[start : start + chunk]
-        positions = torch.arange(start, start + len(tokens))
-        blocks = torch.arange(1, -(-(start + len(tokens)) // BLOCK_SIZE) + 1, dtype=torch.int32)
-        plan = AttentionPlan(
-            query_start=torch.tensor([0, len(tokens)], dtype=torch.int32),
-            context_lens=torch.tensor([start + len(tokens)], dtype=torch.int32),
-            block_tables=blocks[None],
-            slot_mapping=blocks[positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE,
-            positions=positions,
-            decode_only=len(tokens) == 1,
-        )
+        end = start + len(tokens)
+        blocks = np.arange(1, -(-end // BLOCK_SIZE) + 1, dtype=np.int32)
+        plan = AttentionPlan.of([len(tokens)], [end], blocks[None])
         out.append(model.forward(tokens, plan, cache, torch.arange(len(tokens))))
     return torch.cat(out)
 

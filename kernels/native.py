@@ -126,7 +126,8 @@ def supports(cache: LayerCache) -> bool:
     return (
         cache.keys.device.type == "cpu"
         and cache.keys.dtype in (torch.float32, torch.bfloat16)
-        and cache.keys.shape[2] in HEAD_DIMS
+        and cache.keys.shape[3] in HEAD_DIMS
+        and cache.keys.transpose(2, 3).is_contiguous()
     )
 
 
@@ -217,7 +218,7 @@ def silu_mul(library: ctypes.CDLL, gate_up: torch.Tensor) -> torch.Tensor:
 
 def rotates(cache: LayerCache, tables: tuple[torch.Tensor, ...], *heads: torch.Tensor) -> bool:
     """Whether `rotate_and_store` takes these heads: halves of LANES, each token's heads side by side."""
-    dim = cache.keys.shape[2]
+    dim = cache.keys.shape[3]
     return (
         supports(cache)
         and dim % (2 * LANES) == 0

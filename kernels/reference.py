@@ -3,19 +3,47 @@ none can be built."""
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
 from kernels.cache import LayerCache
 from kernels.plan import BLOCK_SIZE, AttentionPlan
 
+if TYPE_CHECKING:
+    from kernels.sampling import SamplingRows
+
+
+FP8_MAX = 448.0  # of float8_e4m3fn
+
 
 def store(cache: LayerCache, keys: torch.Tensor, values: torch.Tensor, plan: AttentionPlan) -> None:
-    """Write this step's keys and values ([tokens, kv_heads, head_dim]) into their slots."""
-    block = plan.slot_mapping // BLOCK_SIZE
-    offset = plan.slot_mapping % BLOCK_SIZE
-    cache.keys[block, :, :, offset] = keys
-    cache.values[block, :, offset, :] = values
+    """Write this step's keys and values ([tokens, kv_heads, head_dim]) into their slots, if they have any."""
+    has_slot = plan.slot_mapping >= 0
+    block = plan.slot_mapping[has_slot] // BLOCK_SIZE
+    offset = plan.slot_mapping[has_slot] % BLOCK_SIZE
+    for new, into, scales in (
+        (keys[has_slot], cache.keys, cache.key_scales),
+        (values[has_slot], cache.values, cache.value_scales),
+    ):
+        if scales is None:
+            into[block, :, offset] = new
+        else:
+            scale = (new.float().abs().amax(-1) / FP8_MAX).clamp(min=1e-12)
+            scales[block, :, offset] = scale
+            rounded = (new.float() / scale[..., None]).to(into.dtype)
+            into.view(torch.uint8)[block, :, offset] = rounded.view(torch.uint8)
+
+
+def _read(cached: torch.Tensor, scales: torch.Tensor | None, tables: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[seqs, kv_heads, width * BLOCK_SIZE, head_dim] of what the blocks `tables` [seqs, width] hold."""
+    if scales is not None:
+        values = cached.view(torch.uint8)[tables].view(cached.dtype).to(dtype) * scales[tables][..., None].to(dtype)
+    else:
+        values = cached[tables].to(dtype)
+    return values.transpose(1, 2).flatten(2, 3)
 
 
 def attend(
@@ -24,7 +52,7 @@ def attend(
     """Causal attention of query [tokens, heads, head_dim] over each sequence's blocks; same shape and dtype back.
 
     `window`: a query sees itself and the window - 1 tokens before it (Mistral's sliding window).
-    Scores and sums are float32 (float64 for float64 input).
+    Scores and sums are float32 (float64 for float64 input).  A sequence without context gives zeros.
     """
     if plan.decode_only:
         return _attend_rows(query.unsqueeze(1), cache, plan.block_tables, plan.context_lens, scale, window).squeeze(1)
@@ -52,8 +80,8 @@ def _attend_rows(query, cache, tables, context_lens, scale, window):
     kv_heads = cache.keys.shape[1]
     group = heads // kv_heads
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    keys = cache.keys[tables].permute(0, 2, 3, 1, 4).reshape(seqs, kv_heads, dim, -1).to(wide)
-    values = cache.values[tables].permute(0, 2, 1, 3, 4).reshape(seqs, kv_heads, -1, dim).to(wide)
+    keys = _read(cache.keys, cache.key_scales, tables, wide).transpose(2, 3)
+    values = _read(cache.values, cache.value_scales, tables, wide)
     folded = query.view(seqs, q, kv_heads, group, dim).permute(0, 2, 3, 1, 4).reshape(seqs, kv_heads, group * q, dim)
     scores = (folded.to(wide) @ keys) * scale
     key_position = torch.arange(keys.shape[-1], device=query.device)
@@ -62,7 +90,7 @@ def _attend_rows(query, cache, tables, context_lens, scale, window):
     if window is not None:
         visible &= key_position[None, None, :] > query_position[:, :, None] - window
     mask = visible[:, None, None].expand(seqs, 1, group, q, -1).reshape(seqs, 1, group * q, -1)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    weights = torch.where(mask, scores.masked_fill(~mask, float("-inf")).softmax(-1), 0)  # zeros where nothing is seen
     # a block past the context may hold anything, NaN included, and 0 * NaN is NaN
     values = torch.where(mask.any(2)[..., None], values, values.new_zeros(()))
     out = weights @ values
@@ -108,3 +136,54 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def scale_rows(x: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     y = x * scales[:, None]
     return (y if bias is None else y + bias).to(dtype)
+
+
+def sample(logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
+    """The arithmetic is float64; of equal logits at an edge all are kept."""
+    vocab = logits.shape[1]
+    x = logits.double()
+    if rows.allowed is not None:
+        bits = rows.allowed[:, :, None] >> torch.arange(32, device=x.device, dtype=torch.int32) & 1
+        x = x.masked_fill(bits.flatten(1)[:, :vocab] == 0, float("-inf"))
+    best, token = x.max(1)
+    broken = x.isnan().any(1) | (best == float("-inf"))
+    ordered = x.sort(1, descending=True).values
+    scaled = (x - best[:, None]) / rows.temperature.double().clamp(min=1e-30)[:, None]
+    for row in ((rows.temperature > 0) & ~broken).nonzero().flatten().tolist():
+        top_k, top_p, min_p = int(rows.top_k[row]), float(rows.top_p[row]), float(rows.min_p[row])
+        kept = x[row] >= ordered[row, top_k - 1] if 0 < top_k < vocab else x[row] > float("-inf")
+        if top_p < 1:
+            weights = torch.where(kept, scaled[row].exp(), 0)
+            descending, order = weights.sort(descending=True)
+            better = torch.empty_like(descending)
+            better[order] = descending.cumsum(0) - descending
+            edge = x[row][kept & (better < top_p * weights.sum())].min()
+            kept &= x[row] >= edge
+        if min_p > 0:
+            kept &= scaled[row] >= math.log(min_p)
+        uniform = philox_uniform(int(rows.seed[row]), vocab, int(rows.position[row])).to(x.device)
+        gumbel = -(-uniform.clamp(min=1e-30).log()).log()
+        token[row] = torch.where(kept, scaled[row] + gumbel, float("-inf")).argmax()
+    return torch.where(broken, -1, token)
+
+
+def philox_uniform(seed: int, count: int, position: int) -> torch.Tensor:
+    """Numbers in [0, 1), [count] float32: number i is the first word of Philox 4x32-10 (Salmon et al. 2011) under the
+    key `seed` for the counter (i, position, 0, 0)."""
+    word = 0xFFFFFFFF
+    counter = [torch.arange(count), torch.full((count,), position & word), torch.zeros(count), torch.zeros(count)]
+    c0, c1, c2, c3 = (c.to(torch.int64) for c in counter)
+    k0, k1 = seed & word, (seed >> 32) & word
+    for _ in range(10):
+        (high0, low0), (high1, low1) = _multiply_words(c0, 0xD2511F53), _multiply_words(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & word, (k1 + 0xBB67AE85) & word
+    signed = torch.where(c0 >= 2**31, c0 - 2**32, c0)
+    return torch.where(signed < 0, -signed - 1, signed).float() * 4.6566127342e-10
+
+
+def _multiply_words(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(high, low) words of the products of 32-bit words, in int64 without overflow."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, (high << 16 | low & 0xFFFF) & 0xFFFFFFFF

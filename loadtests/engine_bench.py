@@ -156,7 +156,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quantization", choices=quantized.KINDS, default="none")
+    parser.add_argument("--quantization", choices=quantized.CPU_KINDS, default="none")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(cores())

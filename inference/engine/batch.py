@@ -24,11 +24,7 @@ class Batch:
 
 
 def build(plan: list[Scheduled], block_size: int) -> Batch:
-    lengths = np.array([s.tokens for s in plan], dtype=np.int32)
-    starts = np.array([s.start for s in plan], dtype=np.int32)
-    query_start = np.zeros(len(plan) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=query_start[1:])
-    contexts = starts + lengths
+    """The batch of `plan`, in its order: decodes come before longer chunks, as the scheduler puts them."""
     tables = np.zeros((len(plan), max(len(s.sequence.blocks) for s in plan)), dtype=np.int32)
     tokens: list[int] = []
     sampled: list[Scheduled] = []
@@ -45,19 +41,10 @@ def build(plan: list[Scheduled], block_size: int) -> Batch:
             wanted += range(len(tokens) - 1 - len(drafts), len(tokens))
         else:
             unfinished.append(s)
-    sequence_of = np.repeat(np.arange(len(plan)), lengths)
-    positions = np.arange(len(tokens)) + (starts - query_start[:-1])[sequence_of]
-    slots = tables[sequence_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    attention = AttentionPlan.of([s.tokens for s in plan], [s.start + s.tokens for s in plan], tables, block_size)
     return Batch(
         tokens=torch.tensor(tokens, dtype=torch.int64),
-        attention=AttentionPlan(
-            query_start=torch.from_numpy(query_start),
-            context_lens=torch.from_numpy(contexts),
-            block_tables=torch.from_numpy(tables),
-            slot_mapping=torch.from_numpy(slots),
-            positions=torch.from_numpy(positions),
-            decode_only=bool((lengths == 1).all()),
-        ),
+        attention=attention,
         wanted=torch.tensor(wanted, dtype=torch.int64),
         sampled=sampled,
         unfinished=unfinished,

@@ -16,7 +16,7 @@ from inference.backend import FinishReason, Sampling, TokenLogprob, Usage
 from inference.engine import batch as batches
 from inference.engine.blocks import BlockPool, root_name
 from inference.engine.detokenizer import TextStream
-from inference.engine.sampler import Choices
+from inference.engine.sampler import Choices, choose
 from inference.engine.scheduler import Policy, Scheduled, Scheduler
 from inference.engine.sequence import Drafter, Grammar, Sequence
 from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
@@ -180,7 +180,7 @@ class EngineCore:
         try:
             batch = batches.build(plan, self.pool.block_size)
             logits = self._model.forward(batch.tokens, batch.attention, self._cache, batch.wanted)
-            choices = Choices(logits)
+            choices = choose(logits, batch.sampled)
         except Exception as error:
             log.exception("a step of %d requests failed", len(plan))
             return [self._fail(scheduled.sequence, error) for scheduled in plan]

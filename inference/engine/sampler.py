@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import torch
 
+import kernels
 from inference.backend import Sampling, TokenLogprob
+from inference.engine.scheduler import Scheduled
 from inference.engine.sequence import Sequence
 
 COLDEST = 1e-5  # below it the division overflows, and the best token is all there is to draw
+
+
+def choose(logits: torch.Tensor, sampled: list[Scheduled]) -> Choices:
+    """What is chosen from logits [rows, vocab], 1 + len(drafts) rows for each of `sampled`, where they are."""
+    return DeviceChoices(logits, sampled) if kernels.on_gpu(logits) else Choices(logits)
 
 
 class Choices:
@@ -31,17 +38,54 @@ class Choices:
         sampling = sequence.sampling
         if sampling.temperature < COLDEST and not _adjusts(sequence):
             return self._best[row]
-        logits = _adjusted(self._logits[row], sequence)
-        if sampling.temperature < COLDEST:
+        return self._choose_here(row, sequence)
+
+    def _choose_here(self, row: int, sequence: Sequence) -> int:
+        logits = _adjusted(self._row(row), sequence)
+        if sequence.sampling.temperature < COLDEST:
             return int(logits.argmax())
         return _draw(logits, sequence)
 
+    def _row(self, row: int) -> torch.Tensor:
+        return self._logits[row]
+
     def logprob(self, row: int, token: int, top: int) -> TokenLogprob:
         """Of `token`, and of the `top` best beside it."""
-        logprobs = self._logits[row].log_softmax(-1)
+        logprobs = self._row(row).log_softmax(-1)
         values, ids = logprobs.topk(top) if top else (torch.empty(0), torch.empty(0))
         best = tuple(TokenLogprob(int(i), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
         return TokenLogprob(token, float(logprobs[token]), top=best)
+
+
+class DeviceChoices(Choices):
+    """The same for logits on a GPU, which stay there: all rows are drawn at once, and only tokens come over.  Rows with
+    penalties, biases or a constraint come over whole.  Draws follow the same probabilities, from other random numbers
+    than on a CPU."""
+
+    def __init__(self, logits: torch.Tensor, sampled: list[Scheduled]):
+        self._logits = logits
+        rows = [(s.sequence, i) for s in sampled for i in range(1 + len(s.drafts))]
+        settings = [sequence.sampling for sequence, _ in rows]
+        columns = (
+            torch.tensor([s.temperature if s.temperature >= COLDEST else 0.0 for s in settings]),
+            torch.tensor([max(s.top_k, 0) for s in settings], dtype=torch.int32),
+            torch.tensor([s.top_p for s in settings], dtype=torch.float32),
+            torch.tensor([s.min_p for s in settings], dtype=torch.float32),
+            torch.tensor([sequence.seed % 2**63 for sequence, _ in rows], dtype=torch.int64),
+            torch.tensor([len(sequence.tokens) + i for sequence, i in rows], dtype=torch.int64),
+        )
+        bits = torch.cat([column.view(torch.uint8) for column in columns]).to(logits.device)  # one copy
+        sent = bits.split([column.nbytes for column in columns])
+        there = (part.view(column.dtype) for part, column in zip(sent, columns, strict=True))
+        self._tokens = kernels.sample(logits, kernels.SamplingRows(*there)).tolist()
+
+    def token(self, row: int, sequence: Sequence) -> int | None:
+        if self._tokens[row] < 0:
+            return None
+        return self._choose_here(row, sequence) if _adjusts(sequence) else self._tokens[row]
+
+    def _row(self, row: int) -> torch.Tensor:
+        return self._logits[row].cpu()
 
 
 def _adjusts(sequence: Sequence) -> bool:

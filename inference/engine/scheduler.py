@@ -14,6 +14,7 @@ from itertools import islice
 from inference.engine.blocks import BlockPool
 from inference.engine.cost import UNKNOWN, StepCost
 from inference.engine.sequence import Sequence
+from kernels import FEW_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> list[Scheduled]:
         """Plan one step at the time `now`.  Never empty while there is work: whoever was admitted first can always
-        advance, if need be by preempting all others."""
+        advance, if need be by preempting all others.  Who has few tokens in it comes first, as kernels want it."""
         plan: dict[str, Scheduled] = {}
         preempted_before = self.preempted_total
         decodes = sorted((s for s in self.running.values() if s.decoding), key=lambda s: s.priority)
@@ -106,7 +107,7 @@ class Scheduler:
             self.waiting.remove(admitted.sequence)
             plan[admitted.sequence.request_id] = admitted
             left.spend(admitted.start, admitted.tokens)
-        return list(plan.values())
+        return sorted(plan.values(), key=lambda scheduled: scheduled.tokens > FEW_TOKENS)
 
     def _plan_decode(self, sequence: Sequence, most_drafts: int, plan: dict[str, Scheduled]) -> None:
         drafts: tuple[int, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import kernels
@@ -58,14 +59,7 @@ class AnyDecoder:
 
     def _check(self, path: Path) -> None:
         """Two tokens, to see that every layer attends through us."""
-        plan = kernels.AttentionPlan(
-            query_start=torch.tensor([0, 2], dtype=torch.int32),
-            context_lens=torch.tensor([2], dtype=torch.int32),
-            block_tables=torch.tensor([[1]], dtype=torch.int32),
-            slot_mapping=torch.arange(2) + kernels.BLOCK_SIZE,
-            positions=torch.arange(2),
-            decode_only=False,
-        )
+        plan = kernels.AttentionPlan.of([2], [2], np.array([[1]], dtype=np.int32))
         try:
             self.forward(torch.zeros(2, dtype=torch.int64), plan, self.new_cache(2), torch.tensor([1]))
         except Exception as error:

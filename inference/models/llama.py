@@ -35,20 +35,30 @@ class Layer:
 
 
 class Llama:
-    """Weights in `dtype`, QKV and gate/up fused.  `quantization` is one of `quantized.KINDS`: it rounds the layers'
-    weights; embedding, head and what is between them stay in `dtype`."""
+    """Weights in `dtype` on `device`, QKV and gate/up fused.  `quantization` is one of `quantized.CPU_KINDS` or
+    `GPU_KINDS`: it rounds the layers' weights; embedding, head and what is between them stay in `dtype`.  `kv_dtype`,
+    that of the cache, is `dtype` where not said otherwise."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str = "none"):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        quantization: str = "none",
+        device: str = "cpu",
+        kv_dtype: torch.dtype | None = None,
+    ):
         self.config = config = checkpoint.config
         self.dtype = dtype
+        self.kv_dtype = kv_dtype or dtype
+        self.device = torch.device(device)
         self._scale = config.head_dim**-0.5
 
-        small = dtype == torch.bfloat16 and config.linear_parameters <= WIDE_PARAMETERS
+        small = self.device.type == "cpu" and dtype == torch.bfloat16 and config.linear_parameters <= WIDE_PARAMETERS
         layer_rows = "apart" if small and float32_is_faster() else "any"
 
         def weight(name: str, kind: str = "weight") -> torch.Tensor | None:
             tensor = checkpoint.tensor(f"{name}.{kind}")
-            return None if tensor is None else tensor.to(dtype)
+            return None if tensor is None else tensor.to(self.device, dtype)
 
         def need(name: str) -> torch.Tensor:
             tensor = weight(name)
@@ -83,11 +93,12 @@ class Llama:
         self.final_norm = need("model.norm")
         # Whole, as others leave it: a quarter of what W8A8 loses would be lost here.
         self.head = linear("model.embed_tokens" if config.tied_embeddings else "lm_head", kind="none", rows="few")
-        self.rotary = Rotary(config, dtype)
+        self.rotary = Rotary(config, dtype, self.device)
 
     def new_cache(self, blocks: int) -> list[kernels.LayerCache]:
         config = self.config
-        return [kernels.LayerCache.empty(blocks, config.kv_heads, config.head_dim, self.dtype) for _ in self.layers]
+        shape = (blocks, config.kv_heads, config.head_dim)
+        return [kernels.LayerCache.empty(*shape, self.kv_dtype, self.device) for _ in self.layers]
 
     @torch.inference_mode()
     def forward(

@@ -1,7 +1,9 @@
-"""Linear layers with rounded weights: W8A8 for throughput, W8A16 and W4A16 for a stream by itself.
+"""Linear layers with rounded weights, named as vLLM and compressed-tensors name them: bits of the weights, bits of what
+they multiply.
 
-Named as vLLM and compressed-tensors name them: bits of the weights, bits of what they multiply.  CPU only: the products
-are torch's and oneDNN's.  What the rounding costs is measured by `python -m loadtests.quantization`.
+On a CPU the products are torch's and oneDNN's: W8A8 for throughput, W8A16 and W4A16 for a stream by itself.  On a GPU
+they are `kernels.multiply`'s: FP8 and W8A8 round both sides, W4A16 and MXFP4 the weights alone.  What the rounding
+costs is measured by `python -m loadtests.quantization`.
 """
 
 from __future__ import annotations
@@ -11,24 +13,48 @@ import torch
 import kernels
 from inference.models.config import ModelError
 from inference.models.linear import WIDE_ROWS, Linear, padded
+from kernels import rounding
 
-KINDS = ("none", "w8a8", "w8a16", "w4a16")
+CPU_KINDS = ("none", "w8a8", "w8a16", "w4a16")
+GPU_KINDS = ("none", "fp8", "w8a8", "w4a16", "mxfp4")
 GROUP = 32  # inputs that share a scale in W4A16
 NARROW_ROWS = {"w8a16": 4, "w4a16": 8}  # up to here torch's products of rounded weights gain on a plain one
 
 
-def linear(kind: str, weight: torch.Tensor, bias: torch.Tensor | None, rows: str) -> Linear | W8A8 | WeightOnly:
-    """A layer of `kind` for weight [out, in]; `rows` as for `Linear`.  Raises ModelError where it can't be had."""
+def linear(kind: str, weight: torch.Tensor, bias: torch.Tensor | None, rows: str):
+    """A layer of `kind` for weight [out, in], where it is; `rows` as for `Linear`.  Raises ModelError where it can't be
+    had."""
     if kind == "none":
         return Linear(weight, bias, rows)
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        raise ModelError(f'quantization = "{kind}" runs on a CPU with oneDNN only, which is not here: use "none"')
-    if kind == "w8a8":
-        return W8A8(weight, bias)
+    on_gpu = kernels.on_gpu(weight)
+    where, kinds = ("a GPU", GPU_KINDS) if on_gpu else ("a CPU", CPU_KINDS)
+    if kind not in kinds:
+        raise ModelError(f'quantization = "{kind}" does not run on {where}: choose one of {", ".join(kinds)}')
     outputs, inputs = weight.shape
-    if outputs % 16 or inputs % GROUP:
+    if kind in ("w8a16", "w4a16", "mxfp4") and (outputs % 16 or inputs % GROUP):
         raise ModelError(f'quantization = "{kind}" needs widths in multiples of {GROUP}, not {outputs} x {inputs}')
-    return WeightOnly(kind, weight, bias, rows)
+    if on_gpu:
+        return OnGpu(kind, weight, bias)
+    if not torch.backends.mkldnn.is_available():
+        raise ModelError(f'quantization = "{kind}" needs oneDNN on a CPU, which this torch is without: use "none"')
+    return W8A8(weight, bias) if kind == "w8a8" else WeightOnly(kind, weight, bias, rows)
+
+
+class OnGpu:
+    """y = x W^T + b with W of one of GPU_KINDS, by `kernels.multiply`.  x [tokens, in]; y in x's dtype."""
+
+    def __init__(self, kind: str, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        self._bias = bias
+        if kind in ("fp8", "w8a8"):
+            self._weight = rounding.round_weight(weight, rounding.FP8 if kind == "fp8" else torch.int8)
+            self._multiply = kernels.multiply_rounded
+        else:
+            wide = 128 if weight.shape[1] % 128 == 0 else GROUP  # as AWQ's and GPTQ's files have them
+            self._weight = rounding.round_mxfp4(weight) if kind == "mxfp4" else rounding.round_int4(weight, wide)
+            self._multiply = kernels.multiply_packed
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._multiply(x, self._weight, self._bias)
 
 
 class W8A8:

@@ -12,7 +12,7 @@ from inference.models.config import ModelConfig, ModelError
 class Rotary:
     """cos and sin by position, [positions, head_dim], in the model's dtype; `kernels.rotate_and_store` reads them."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype):
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu"):
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         kind = config.rope.get("rope_type", "default")
@@ -35,7 +35,7 @@ class Rotary:
             raise ModelError("only a part of each head is rotated in this model: the engine knows whole heads")
         angles = torch.outer(torch.arange(config.max_context_tokens, dtype=torch.float32), frequencies)
         angles = torch.cat((angles, angles), dim=-1)
-        self.cos = (angles.cos() * scale).to(dtype)
-        self.sin = (angles.sin() * scale).to(dtype)
+        self.cos = (angles.cos() * scale).to(device, dtype)
+        self.sin = (angles.sin() * scale).to(device, dtype)
         # rotate_half(x) * sin == swap_halves(x) * signed_sin: the sign lives in the table, not in every step
         self.sin[:, : config.head_dim // 2].neg_()

@@ -24,6 +24,7 @@ from inference.engine import batch, core, sequence
 from inference.engine.blocks import BlockPool
 from inference.engine.core import EngineCore
 from inference.engine.scheduler import Scheduler, _Budget
+from kernels import AttentionPlan
 from tests.inference.engine_machine import EngineMachine
 
 
@@ -152,7 +153,7 @@ MUTANTS = (
     ),
     # ---- batch ----
     Mutant("two blocks of a table are swapped", batch, "build", "= sequence.blocks\n", "= sequence.blocks[::-1]\n"),
-    Mutant("a slot too far", batch, "build", "+ positions % block_size", "+ (positions + 1) % block_size"),
+    Mutant("a slot too far", AttentionPlan, "of", "+ positions % block_size", "+ (positions + 1) % block_size"),
     Mutant(
         "logits of the token before",
         batch,
@@ -181,7 +182,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
     code = compile(
         source.replace(mutant.old, mutant.new), f"<mutant: {mutant.what}>", "exec", __future__.annotations.compiler_flag
     )
-    exec(code, whole.__globals__, found)
+    exec(code, inspect.unwrap(whole).__globals__, found)
     setattr(mutant.owner, mutant.name, found[mutant.name])
     try:
         yield

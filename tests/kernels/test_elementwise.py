@@ -59,8 +59,9 @@ def test_rotary_and_store(library, dtype, dim: int):
     cos, sin = normal(128, dim, seed=1).to(dtype), normal(128, dim, seed=2).to(dtype)
 
     def empty() -> LayerCache:
-        shape = (BLOCKS, kv_heads, dim, 16)
-        return LayerCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype).transpose(2, 3).contiguous())
+        cache = LayerCache.empty(BLOCKS, kv_heads, dim, dtype)
+        cache.keys.zero_(), cache.values.zero_()
+        return cache
 
     ours, theirs, planted = empty(), empty(), empty()
     assert native.rotates(ours, (cos, sin), query, keys, values)
@@ -76,7 +77,7 @@ def test_rotary_and_store(library, dtype, dim: int):
 
 def test_rotary_of_a_narrow_head_runs_in_torch(library):
     plan = plan_for([(2, 2)])
-    cache = LayerCache(torch.zeros(BLOCKS, 1, 80, 16), torch.zeros(BLOCKS, 1, 16, 80))
+    cache = LayerCache.empty(BLOCKS, 1, 80, torch.float32)
     query, key = normal(2, 1, 80), normal(2, 1, 80, seed=1)
     ones = torch.ones(4, 80)
     assert not native.rotates(cache, (ones, ones), query, key, key)

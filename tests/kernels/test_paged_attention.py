@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,29 +21,17 @@ BATCHES = {
 def plan_for(sequences: list[tuple[int, int]], seed: int = 0) -> AttentionPlan:
     """(query tokens, context) of each sequence, over shuffled blocks."""
     free = (torch.randperm(BLOCKS - 1, generator=torch.Generator().manual_seed(seed)) + 1).tolist()
-    tables = torch.zeros(len(sequences), max(-(-c // BLOCK_SIZE) for _, c in sequences), dtype=torch.int32)
-    starts, slots, positions = [0], [], []
-    for i, (query, context) in enumerate(sequences):
-        blocks = [free.pop() for _ in range(-(-context // BLOCK_SIZE))]
-        tables[i, : len(blocks)] = torch.tensor(blocks)
-        starts.append(starts[-1] + query)
-        for p in range(context - query, context):
-            slots.append(blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE)
-            positions.append(p)
-    return AttentionPlan(
-        query_start=torch.tensor(starts, dtype=torch.int32),
-        context_lens=torch.tensor([c for _, c in sequences], dtype=torch.int32),
-        block_tables=tables,
-        slot_mapping=torch.tensor(slots),
-        positions=torch.tensor(positions),
-        decode_only=all(q == 1 for q, _ in sequences),
-    )
+    tables = np.zeros((len(sequences), max(-(-c // BLOCK_SIZE) for _, c in sequences)), dtype=np.int32)
+    for table, (_, context) in zip(tables, sequences, strict=True):
+        for i in range(-(-context // BLOCK_SIZE)):
+            table[i] = free.pop()
+    return AttentionPlan.of([queries for queries, _ in sequences], [context for _, context in sequences], tables)
 
 
 def filled(heads: int, kv_heads: int, dim: int, plan: AttentionPlan, dtype: torch.dtype):
     generator = torch.Generator().manual_seed(1)
     cache = LayerCache(
-        torch.randn(BLOCKS, kv_heads, dim, BLOCK_SIZE, generator=generator).to(dtype),
+        torch.randn(BLOCKS, kv_heads, dim, BLOCK_SIZE, generator=generator).to(dtype).transpose(2, 3),
         torch.randn(BLOCKS, kv_heads, BLOCK_SIZE, dim, generator=generator).to(dtype),
     )
     return torch.randn(len(plan.positions), heads, dim, generator=generator).to(dtype), cache
@@ -54,8 +43,8 @@ def plain(query, cache, plan, scale, window):
     for s in range(len(plan.context_lens)):
         context = int(plan.context_lens[s])
         at = [(int(plan.block_tables[s, p // BLOCK_SIZE]), p % BLOCK_SIZE) for p in range(context)]
-        keys = torch.stack([cache.keys[b, :, :, o] for b, o in at]).double()
-        values = torch.stack([cache.values[b, :, o, :] for b, o in at]).double()
+        keys = torch.stack([cache.keys[b, :, o] for b, o in at]).double()
+        values = torch.stack([cache.values[b, :, o] for b, o in at]).double()
         first, last = int(plan.query_start[s]), int(plan.query_start[s + 1])
         group = query.shape[1] // keys.shape[1]
         for i in range(first, last):
@@ -89,7 +78,9 @@ def test_reference_is_softmax_attention(shape, batch, window):
 def test_kernel_equals_reference(library, shape, batch, window, dtype, tolerance):
     plan = plan_for(BATCHES[batch])
     query, cache = filled(*shape, plan, dtype)
-    exact = reference.attend(query.double(), LayerCache(*(t.double() for t in cache)), plan, 0.125, window)
+    exact = reference.attend(
+        query.double(), LayerCache(cache.keys.double(), cache.values.double()), plan, 0.125, window
+    )
     assert worst(native.attend(library, query, cache, plan, 0.125, window), exact) < tolerance
 
 
@@ -113,8 +104,8 @@ def test_what_lies_past_the_context_is_never_read(library):
     kept = reference.attend(query, cache, plan, 0.125)
     for s, context in enumerate([17, 20]):
         last = int(plan.block_tables[s, 1])
-        cache.keys[last, :, :, context % BLOCK_SIZE :] = float("nan")
-        cache.values[last, :, context % BLOCK_SIZE :, :] = float("nan")
+        cache.keys[last, :, context % BLOCK_SIZE :] = float("nan")
+        cache.values[last, :, context % BLOCK_SIZE :] = float("nan")
     cache.keys[0].fill_(float("nan"))
     cache.values[0].fill_(float("nan"))
     assert torch.equal(native.attend(library, query, cache, plan, 0.125, None), before)
@@ -130,7 +121,7 @@ def test_the_tolerance_catches_planted_bugs(library, bug):
     if bug == "swapped blocks":
         plan.block_tables[0, [3, 4]] = plan.block_tables[0, [4, 3]]
     elif bug == "slot off by one":
-        cache = LayerCache(cache.keys.roll(1, -1), cache.values)
+        cache = LayerCache(cache.keys.transpose(2, 3).roll(1, -1).transpose(2, 3), cache.values)
     elif bug == "last token dropped":
         plan.context_lens -= 1
     else:

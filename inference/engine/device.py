@@ -1,0 +1,184 @@
+"""A model on a GPU, behind the same `forward`: a step's inputs go over in one copy, and steps of decodes are replayed
+as CUDA graphs.
+
+A graph is captured for each of a few numbers of tokens, the largest first, so that the others fit into its memory, and
+a step takes the least that holds it.  Where the tokens belong is data, not shape: a graph of T tokens serves any
+sequences that have T query tokens in all, with guesses or without.  What is left over is padding that belongs to no
+sequence and is stored nowhere (slot -1).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from kernels import BLOCK_SIZE, AttentionPlan
+
+log = logging.getLogger(__name__)
+
+ALIGNED = 16  # bytes
+GRAPHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # tokens
+
+
+class Shape(NamedTuple):
+    """How much of each input a buffer holds; `width` in blocks of a block table."""
+
+    tokens: int
+    sequences: int
+    width: int
+    wanted: int
+
+
+class Inputs(NamedTuple):
+    """Views into one buffer: what a step reads."""
+
+    tokens: torch.Tensor
+    wanted: torch.Tensor
+    plan: AttentionPlan
+
+
+class Graph(NamedTuple):
+    """`replay` computes the logits of what the buffer of decodes holds by then."""
+
+    shape: Shape
+    replay: Callable[[], object]
+
+
+class DeviceModel:
+    """`model`, a `Llama` on `device`, and the `cache` that its graphs read and write.
+
+    `max_context_tokens`: the longest sequence.  `max_decodes`: the most tokens of a step that is replayed; 0 for none.
+    Where there is no CUDA, as in the interpreter, a replay computes anew.
+    """
+
+    def __init__(self, model, cache: object, device: torch.device, max_context_tokens: int, max_decodes: int):
+        self._model = model
+        self._cache = cache
+        self._device = device
+        self._eager = Buffer(0, device)
+        sizes = sorted({size for size in GRAPHS if size < max_decodes} | {max_decodes} - {0})
+        shapes = [Shape(size, size, -(-max_context_tokens // BLOCK_SIZE), 0) for size in sizes]
+        self._replayed = Buffer(_bytes(shapes[-1]) if shapes else 0, device)
+        self._logits = torch.empty(sizes[-1] if sizes else 0, model.config.vocab_size, device=device)
+        pool = torch.cuda.graph_pool_handle() if shapes and device.type == "cuda" else None
+        with torch.inference_mode():
+            self._graphs = [self._capture(shape, pool) for shape in reversed(shapes)][::-1]
+
+    def new_cache(self, blocks: int) -> object:
+        return self._model.new_cache(blocks)
+
+    @torch.inference_mode()
+    def forward(self, tokens: torch.Tensor, plan: AttentionPlan, cache: object, wanted: torch.Tensor) -> torch.Tensor:
+        """As `Llama.forward`, for inputs on the host; logits on the device, overwritten by the next step."""
+        graph = self._graph_for(tokens, plan, cache)
+        if graph is None:
+            width = plan.block_tables.shape[1]
+            inputs = self._eager.send(
+                tokens, plan, wanted, Shape(len(tokens), len(plan.context_lens), width, len(wanted))
+            )
+            return self._model.forward(inputs.tokens, inputs.plan, cache, inputs.wanted)
+        self._replayed.send(tokens, plan, wanted[:0], graph.shape)
+        graph.replay()
+        return self._logits[: len(wanted)] if len(wanted) == len(tokens) else self._logits[wanted.to(self._device)]
+
+    def _graph_for(self, tokens: torch.Tensor, plan: AttentionPlan, cache: object) -> Graph | None:
+        if cache is not self._cache or plan.few_sequences < len(plan.context_lens):
+            return None
+        return next((graph for graph in self._graphs if graph.shape.tokens >= len(tokens)), None)
+
+    def _capture(self, shape: Shape, pool: object) -> Graph:
+        inputs = self._replayed.empty(shape)
+        everything = torch.arange(shape.tokens, device=self._device)
+
+        def compute() -> None:
+            logits = self._model.forward(inputs.tokens, inputs.plan, self._cache, everything)
+            self._logits[: shape.tokens].copy_(logits)  # one buffer for all, or each graph would keep its own
+
+        if self._device.type != "cuda":
+            return Graph(shape, compute)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels are compiled, and libraries set up, before anything is captured
+            compute()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            compute()
+        log.debug("captured a step of %d tokens", shape.tokens)
+        return Graph(shape, graph.replay)
+
+
+class Buffer:
+    """Pinned memory and its twin on the device, of at least `size` bytes."""
+
+    def __init__(self, size: int, device: torch.device):
+        self._here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._there = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def empty(self, shape: Shape) -> Inputs:
+        """The views on the device of a step without sequences: all of it is padding."""
+        nothing = torch.zeros(0, dtype=torch.int64)
+        none = nothing.to(torch.int32)
+        plan = AttentionPlan(torch.zeros(1, dtype=torch.int32), none, none[:, None], nothing, nothing, 0, 0)
+        return self.send(nothing, plan, nothing, shape)
+
+    def send(self, tokens: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor, shape: Shape) -> Inputs:
+        """The inputs on the device, in one copy, filled up to `shape`.  The next call overwrites them, and their memory
+        here: whoever calls has read the result of the step before."""
+        size = _bytes(shape)
+        if len(self._here) < size:
+            self.__init__(2 * size, self._there.device)
+        here = _carve(self._here, shape, plan)
+        _fill(here.tokens, tokens, 0)
+        _fill(here.wanted, wanted, 0)
+        _fill(here.plan.positions, plan.positions, 0)
+        _fill(here.plan.slot_mapping, plan.slot_mapping, -1)
+        _fill(here.plan.query_start, plan.query_start, len(tokens))
+        _fill(here.plan.context_lens, plan.context_lens, 0)
+        here.plan.block_tables[: len(plan.context_lens), : plan.block_tables.shape[1]] = plan.block_tables
+        self._there[:size].copy_(self._here[:size], non_blocking=True)
+        return _carve(self._there, shape, plan)
+
+
+def _fill(into: torch.Tensor, values: torch.Tensor, rest: int) -> None:
+    into[: len(values)] = values
+    into[len(values) :] = rest
+
+
+def _parts(shape: Shape) -> list[tuple[int, torch.dtype, int]]:
+    """(numbers, their dtype, bytes) of each part of a buffer, in the order of `_carve`; kernels are compiled for
+    addresses in multiples of ALIGNED."""
+    tokens, sequences, width, wanted = shape
+    counts = [(count, torch.int64) for count in (tokens, wanted, tokens, tokens)]
+    counts += [(count, torch.int32) for count in (sequences + 1, sequences, sequences * width)]
+    return [(count, dtype, -(-count * dtype.itemsize // ALIGNED) * ALIGNED) for count, dtype in counts]
+
+
+def _bytes(shape: Shape) -> int:
+    return sum(size for _, _, size in _parts(shape))
+
+
+def _carve(buffer: torch.Tensor, shape: Shape, plan: AttentionPlan) -> Inputs:
+    """The parts of `buffer` for a step of `shape`, which is `plan`'s, or is all decodes where it is wider."""
+    views, at = [], 0
+    for count, dtype, size in _parts(shape):
+        views.append(buffer[at : at + count * dtype.itemsize].view(dtype))
+        at += size
+    tokens, wanted, positions, slots, query_start, context_lens, tables = views
+    padded = shape.tokens > len(plan.positions) or shape.sequences > len(plan.context_lens)
+    return Inputs(
+        tokens=tokens,
+        wanted=wanted,
+        plan=AttentionPlan(
+            query_start=query_start,
+            context_lens=context_lens,
+            block_tables=tables.view(shape.sequences, shape.width),
+            slot_mapping=slots,
+            positions=positions,
+            few_sequences=shape.sequences if padded else plan.few_sequences,
+            few_tokens=shape.tokens if padded else plan.few_tokens,
+        ),
+    )

@@ -1,0 +1,242 @@
+"""Paged attention in Triton: one kernel for prefill chunks and decodes, launched once for each kind.
+
+A program takes BLOCK_Q query tokens of one sequence with all the heads that share a KV head, packed as the rows of one
+matrix (GQA packing, as FlashAttention's and vLLM's unified Triton kernel do), and walks the keys with a running softmax
+(Milakov and Gimelshein 2018; FlashAttention, Dao 2022).
+
+The few query tokens of a decode don't fill a GPU, so SPLITS programs share their context (Flash-Decoding, Dao 2023):
+program i takes the chunks i, i + SPLITS, ... of SPLIT tokens, and `_merge` weighs the parts by their log-sum-exp.
+Chunks are counted from the start of the context and their number is fixed, so what a token reads is summed in the same
+order whatever else is in the batch, and grids depend on shapes alone, as CUDA graphs need it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.cache import LayerCache
+from kernels.gpu import stages
+from kernels.plan import BLOCK_SIZE, AttentionPlan
+
+SPLITS = 16
+SPLIT = 128  # tokens
+TILE = 64  # tokens that a program reads at a time
+LONG_BLOCK_M = 64  # rows of a program: query tokens times heads of a group
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+def attend(
+    query: torch.Tensor, cache: LayerCache, plan: AttentionPlan, scale: float, window: int | None = None
+) -> torch.Tensor:
+    """As `kernels.reference.attend`, with float32 sums; a sequence without context gives zeros."""
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    sequences, tokens = plan.few_sequences, plan.few_tokens
+    if sequences:
+        heads, dim = query.shape[1:]
+        parts = torch.empty(tokens, heads, SPLITS, dim, dtype=torch.float32, device=query.device)
+        lse = torch.empty(tokens, heads, SPLITS, dtype=torch.float32, device=query.device)
+        _launch(query, cache, plan, slice(0, sequences), tokens, scale, window, parts, lse)
+        merge(parts, lse, out[:tokens])
+    if sequences < len(plan.context_lens):
+        rest = slice(sequences, len(plan.context_lens))
+        _launch(query, cache, plan, rest, len(query) - tokens, scale, window, out, None)
+    return out
+
+
+def _launch(query, cache, plan, which: slice, tokens: int, scale, window, out, lse) -> None:
+    heads, dim = query.shape[1:]
+    kv_heads = cache.keys.shape[1]
+    group = heads // kv_heads
+    split = lse is not None
+    rows = max(16 if split else LONG_BLOCK_M, triton.next_power_of_2(group))
+    sequences = which.stop - which.start
+    scaled = cache.key_scales is not None
+    _attend[(tokens // (rows // group) + sequences, kv_heads, SPLITS if split else 1)](
+        query,
+        cache.keys,
+        cache.values,
+        cache.key_scales if scaled else query,
+        cache.value_scales if scaled else query,
+        out,
+        lse if split else out,
+        plan.query_start[which.start :],
+        plan.context_lens[which],
+        plan.block_tables[which],
+        sequences,
+        scale,
+        query.stride(0),
+        plan.block_tables.stride(0),
+        WINDOW=window or 0,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        DIM_PADDED=max(16, triton.next_power_of_2(dim)),
+        BLOCK_SIZE=BLOCK_SIZE,
+        BLOCK_M=rows,
+        TILE=TILE,
+        SPLIT=SPLIT if split else TILE,
+        SPLITS=SPLITS if split else 1,
+        SCALED=scaled,
+        num_warps=4,
+        num_stages=stages(3),
+    )
+
+
+def merge(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor) -> None:
+    """Attention over the union of what `parts` [tokens, heads, parts, head_dim] float32 attended to, into
+    out [tokens, heads, head_dim]; `lse` [tokens, heads, parts] are the logarithms to base 2 of their sums of
+    exponentials, -inf for an empty part, whose values aren't read."""
+    tokens, heads, count, dim = parts.shape
+    _merge[(tokens * heads,)](
+        parts,
+        lse,
+        out,
+        count,
+        DIM=dim,
+        DIM_PADDED=triton.next_power_of_2(dim),
+        PARTS=triton.next_power_of_2(count),
+        num_warps=4,
+    )
+
+
+@triton.jit
+def sequence_of(query_start, block, sequences, BLOCK_Q: tl.constexpr):
+    """The sequence that a block of queries belongs to.  Sequence s owns the blocks from (query_start[s] -
+    query_start[0]) // BLOCK_Q + s on, which leaves room for each one's last, partly filled block."""
+    base = tl.load(query_start)
+    low = 0
+    high = sequences
+    while low < high:
+        middle = (low + high) // 2
+        if (tl.load(query_start + middle) - base) // BLOCK_Q + middle <= block:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+# What changes from step to step must not make another kernel of it, which would be compiled while requests wait.
+@triton.jit(
+    do_not_specialize=["sequences", "table_stride"],
+    do_not_specialize_on_alignment=["query_start", "context_lens", "block_tables"],
+)
+def _attend(
+    query,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    out,
+    lse,
+    query_start,
+    context_lens,
+    block_tables,
+    sequences,
+    scale,
+    query_stride,
+    table_stride,
+    WINDOW: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
+    TILES: tl.constexpr = SPLIT // TILE
+    block = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    sequence = sequence_of(query_start, block, sequences, BLOCK_Q)
+    first = tl.load(query_start + sequence)
+    queries = tl.load(query_start + sequence + 1) - first
+    begin = (block - (first - tl.load(query_start)) // BLOCK_Q - sequence) * BLOCK_Q
+    if begin >= queries:
+        return
+    context = tl.load(context_lens + sequence)
+    before = context - queries  # tokens before the first query
+    last = tl.maximum(before + tl.minimum(begin + BLOCK_Q, queries), 0)  # no query of this block sees further
+
+    row = tl.arange(0, BLOCK_M)
+    token = begin + row // GROUP
+    is_row = (row < BLOCK_Q * GROUP) & (token < queries)
+    position = before + token
+    head = kv_head * GROUP + row % GROUP
+    at_out = (first + token).to(tl.int64) * (KV_HEADS * GROUP) + head
+    reach = 0
+    if WINDOW > 0:
+        reach = tl.maximum(before + begin - WINDOW + 1, 0)
+    low = tl.cdiv(tl.maximum(reach // SPLIT - split, 0), SPLITS) * TILES
+    high = tl.cdiv(tl.maximum(tl.cdiv(last, SPLIT) - split, 0), SPLITS) * TILES
+    if SPLITS > 1:
+        if low >= high:  # the context is too short for this part
+            tl.store(lse + at_out * SPLITS + split, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=is_row)
+            return
+
+    d = tl.arange(0, DIM_PADDED)
+    is_d = d < DIM
+    at_query = (first + token).to(tl.int64) * query_stride + head * DIM
+    q = tl.load(query + at_query[:, None] + d[None, :], mask=is_row[:, None] & is_d[None, :], other=0.0)
+
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, DIM_PADDED], tl.float32)
+    for i in range(low, high):
+        key = ((i // TILES) * SPLITS + split) * SPLIT + (i % TILES) * TILE + tl.arange(0, TILE)
+        is_key = key < last
+        where = tl.load(block_tables + sequence * table_stride + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
+        slot = (where * KV_HEADS + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
+        at = slot[:, None] * DIM + d[None, :]
+        mask = is_key[:, None] & is_d[None, :]
+        # what lies past the context may be anything, NaN included, and 0 * NaN is NaN
+        k = tl.load(keys + at, mask=mask, other=0.0).to(q.dtype)
+        v = tl.load(values + at, mask=mask, other=0.0).to(q.dtype)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
+        if SCALED:
+            scores *= tl.load(key_scales + slot, mask=is_key, other=0.0)[None, :]
+        visible = is_row[:, None] & (key[None, :] <= position[:, None])
+        if WINDOW > 0:
+            visible &= key[None, :] > position[:, None] - WINDOW
+        scores = tl.where(visible, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        anchor = tl.where(new_top == float("-inf"), 0.0, new_top)  # -inf - -inf is NaN
+        weights = tl.exp2(scores - anchor[:, None])
+        decay = tl.exp2(top - anchor)
+        total = total * decay + tl.sum(weights, 1)
+        if SCALED:
+            weights *= tl.load(value_scales + slot, mask=is_key, other=0.0)[None, :]
+        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+        top = new_top
+
+    some = is_row & (total > 0)
+    acc = acc / tl.where(some, total, 1.0)[:, None]
+    if SPLITS == 1:
+        mask = is_row[:, None] & is_d[None, :]
+        tl.store(out + at_out[:, None] * DIM + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
+    else:
+        at_part = at_out * SPLITS + split
+        mask = some[:, None] & is_d[None, :]
+        tl.store(out + at_part[:, None] * DIM + d[None, :], acc, mask=mask)
+        tl.store(lse + at_part, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf")), mask=is_row)
+
+
+@triton.jit
+def _merge(parts, lse, out, count, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PARTS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    d = tl.arange(0, DIM_PADDED)
+    sums = tl.load(lse + row * count + part, mask=part < count, other=float("-inf"))
+    top = tl.max(sums, 0)
+    weights = tl.exp2(sums - tl.where(top == float("-inf"), 0.0, top))
+    mask = (sums > float("-inf"))[:, None] & (d < DIM)[None, :]
+    each = tl.load(parts + (row * count + part)[:, None] * DIM + d[None, :], mask=mask, other=0.0)
+    total = tl.sum(weights, 0)
+    merged = tl.sum(each * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    tl.store(out + row * DIM + d, merged.to(out.dtype.element_ty), mask=d < DIM)

@@ -1,0 +1,275 @@
+"""Products with rounded weights in Triton: FP8 and int8 on both sides, four-bit weights alone.
+
+Both kernels walk the inputs in tiles and keep float32 sums.  A decode has few rows, and its time is the time to read
+the weights: then SPLITS programs share the inputs of a tile of outputs, so that enough of them read at once, and a
+second kernel adds their sums in order.  The number of splits follows from the weight's shape and from whether the rows
+are few, never from what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.gpu import stages
+from kernels.rounding import LARGEST, LEAST_SCALE, Packed, Rounded
+
+FEW_ROWS = 64
+PROGRAMS = 512  # a few for each multiprocessor
+TILE_K = 128
+
+
+def round_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `kernels.rounding.round_rows`, in one pass over each row."""
+    rows, width = x.shape
+    out = torch.empty(rows, width, dtype=dtype, device=x.device)
+    scales = torch.empty(rows, dtype=torch.float32, device=x.device)
+    padded = triton.next_power_of_2(width)
+    _round_rows[(rows,)](
+        x,
+        out,
+        scales,
+        WIDTH=width,
+        PADDED=padded,
+        LARGEST=LARGEST[dtype],
+        LEAST=LEAST_SCALE,
+        INTEGERS=dtype == torch.int8,
+        num_warps=min(max(padded // 512, 1), 16),
+    )
+    return out, scales
+
+
+@triton.jit
+def _round_rows(
+    x,
+    out,
+    scales,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    LARGEST: tl.constexpr,
+    LEAST: tl.constexpr,
+    INTEGERS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, PADDED)
+    values = tl.load(x + row * WIDTH + i, mask=i < WIDTH, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(values), 0) / LARGEST, LEAST)
+    broken = tl.sum((values != values).to(tl.int32), 0)
+    scale = tl.where(broken > 0, float("nan"), scale)  # a maximum may pass over NaN
+    tl.store(scales + row, scale)
+    values = values / scale
+    if INTEGERS:
+        values = tl.where(values >= 0, tl.floor(values + 0.5), tl.ceil(values - 0.5))
+    tl.store(out + row * WIDTH + i, values.to(out.dtype.element_ty), mask=i < WIDTH)
+
+
+def multiply_rounded(x: torch.Tensor, weight: Rounded, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [rows, inputs] rounded as the weight is, times its transpose, plus bias [outputs]: [rows, outputs], x's
+    dtype."""
+    rounded, scales = round_rows(x.contiguous(), weight.weight.dtype)
+    outputs, inputs = weight.weight.shape
+
+    def launch(out, splits, block_m, block_n, partial):
+        _multiply_rounded[(triton.cdiv(outputs, block_n), triton.cdiv(len(x), block_m), splits)](
+            rounded,
+            weight.weight,
+            scales,
+            weight.scales,
+            out if bias is None else bias,
+            out,
+            len(x),
+            outputs,
+            INPUTS=inputs,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_K=TILE_K,
+            SPLITS=splits,
+            BIASED=bias is not None and not partial,
+            PARTIAL=partial,
+            num_warps=4 if block_m < 64 else 8,
+            num_stages=stages(4),
+        )
+
+    return _split(x, outputs, inputs, bias, launch)
+
+
+def multiply_packed(x: torch.Tensor, weight: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [rows, inputs] times the transpose of four-bit weights, plus bias [outputs]: [rows, outputs] in x's dtype.
+    The weights are turned to x's dtype tile by tile, in registers."""
+    outputs, inputs = weight.shape
+    x = x.contiguous()
+
+    def launch(out, splits, block_m, block_n, partial):
+        _multiply_packed[(triton.cdiv(outputs, block_n), triton.cdiv(len(x), block_m), splits)](
+            x,
+            weight.packed,
+            weight.scales,
+            weight.scales if weight.zeros is None else weight.zeros,
+            out if bias is None else bias,
+            out,
+            len(x),
+            outputs,
+            INPUTS=inputs,
+            GROUP=inputs // weight.scales.shape[1],
+            HALF=weight.packed.shape[2],
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            SPLITS=splits,
+            FP4=weight.zeros is None,
+            BIASED=bias is not None and not partial,
+            PARTIAL=partial,
+            num_warps=4 if block_m < 64 else 8,
+            num_stages=stages(4),
+        )
+
+    return _split(x, outputs, inputs, bias, launch)
+
+
+def _split(x, outputs: int, inputs: int, bias, launch) -> torch.Tensor:
+    """Launch with the tiles that suit the rows; where they are few, in parts over the inputs that are then added."""
+    out = x.new_empty(len(x), outputs)
+    if len(x) > FEW_ROWS:
+        launch(out, 1, 64, 128, False)
+        return out
+    block_m = max(16, triton.next_power_of_2(len(x)))
+    block_n = 64
+    wanted = PROGRAMS // triton.cdiv(outputs, block_n)
+    splits = min(max(1, triton.next_power_of_2(wanted)), max(1, inputs // (2 * TILE_K)))
+    if splits == 1:
+        launch(out, 1, block_m, block_n, False)
+        return out
+    parts = torch.empty(splits, len(x), outputs, dtype=torch.float32, device=x.device)
+    launch(parts, splits, block_m, block_n, True)
+    _add_parts[(len(x), triton.cdiv(outputs, 512))](
+        parts,
+        parts if bias is None else bias,
+        out,
+        len(x),
+        outputs,
+        SPLITS=splits,
+        BLOCK=512,
+        BIASED=bias is not None,
+        num_warps=2,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _add_parts(parts, bias, out, rows, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr, BIASED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = n < outputs
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in range(SPLITS):
+        total += tl.load(parts + (part * rows + row) * outputs + n, mask=mask, other=0.0)
+    if BIASED:
+        total += tl.load(bias + n, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * outputs + n, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _put(total, bias, out, m, n, rows, outputs, BIASED: tl.constexpr, PARTIAL: tl.constexpr):
+    mask = (m < rows)[:, None] & (n < outputs)[None, :]
+    if BIASED:
+        total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+    if PARTIAL:
+        out += tl.program_id(2).to(tl.int64) * rows * outputs
+    tl.store(out + m.to(tl.int64)[:, None] * outputs + n[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _multiply_rounded(
+    x,
+    weight,
+    x_scales,
+    weight_scales,
+    bias,
+    out,
+    rows,
+    outputs,
+    INPUTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BIASED: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_m, is_n = m < rows, n < outputs
+    TILES: tl.constexpr = (INPUTS + BLOCK_K - 1) // BLOCK_K
+    low = tl.program_id(2) * TILES // SPLITS
+    high = (tl.program_id(2) + 1) * TILES // SPLITS
+    INTEGERS: tl.constexpr = weight.dtype.element_ty == tl.int8
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INTEGERS else tl.float32)
+    for tile in range(low, high):
+        k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+        is_k = k < INPUTS
+        a = tl.load(x + m.to(tl.int64)[:, None] * INPUTS + k[None, :], mask=is_m[:, None] & is_k[None, :], other=0.0)
+        b = tl.load(
+            weight + n.to(tl.int64)[:, None] * INPUTS + k[None, :], mask=is_n[:, None] & is_k[None, :], other=0.0
+        )
+        total = tl.dot(a, tl.trans(b), total, out_dtype=total.dtype)
+    scale = tl.load(x_scales + m, mask=is_m, other=0.0)[:, None] * tl.load(weight_scales + n, mask=is_n, other=0.0)
+    _put(total.to(tl.float32) * scale, bias, out, m, n, rows, outputs, BIASED, PARTIAL)
+
+
+@triton.jit
+def _fp4_value(q):
+    """E2M1: two bits of exponent, biased by one, and one of mantissa; without exponent the step is a half."""
+    exponent = (q >> 1) & 3
+    mantissa = (q & 1).to(tl.float32)
+    power = tl.where(exponent == 3, 4.0, tl.where(exponent == 2, 2.0, 1.0))
+    value = tl.where(exponent == 0, mantissa * 0.5, power * (1.0 + mantissa * 0.5))
+    return tl.where(q >= 8, -value, value)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _multiply_packed(
+    x,
+    packed,
+    scales,
+    zeros,
+    bias,
+    out,
+    rows,
+    outputs,
+    INPUTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLITS: tl.constexpr,
+    FP4: tl.constexpr,
+    BIASED: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_m, is_n = m < rows, n < outputs
+    j = tl.arange(0, HALF)
+    TILES: tl.constexpr = INPUTS // (2 * HALF)
+    low = tl.program_id(2) * TILES // SPLITS
+    high = (tl.program_id(2) + 1) * TILES // SPLITS
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for tile in range(low, high):
+        at = (tile * outputs + n.to(tl.int64))[:, None] * HALF + j[None, :]
+        both = tl.load(packed + at, mask=is_n[:, None], other=0).to(tl.int32)
+        for half in tl.static_range(2):
+            k = tile * (2 * HALF) + half * HALF + j
+            a = tl.load(x + m.to(tl.int64)[:, None] * INPUTS + k[None, :], mask=is_m[:, None], other=0.0)
+            q = (both >> (4 * half)) & 15
+            if GROUP % HALF == 0:  # one scale for each output of this half
+                at_scale = (n.to(tl.int64) * (INPUTS // GROUP) + (tile * 2 + half) * HALF // GROUP)[:, None]
+            else:
+                at_scale = n.to(tl.int64)[:, None] * (INPUTS // GROUP) + (k // GROUP)[None, :]
+            scale = tl.load(scales + at_scale, mask=is_n[:, None], other=0).to(tl.float32)
+            if FP4:
+                b = _fp4_value(q) * tl.exp2(scale - 127)
+            else:
+                zero = tl.load(zeros + at_scale, mask=is_n[:, None], other=0).to(tl.float32)
+                b = (q.to(tl.float32) - zero) * scale
+            total = tl.dot(a, tl.trans(b.to(a.dtype)), total, input_precision="ieee")
+    _put(total, bias, out, m, n, rows, outputs, BIASED, PARTIAL)
