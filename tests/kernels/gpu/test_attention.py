@@ -46,7 +46,7 @@ def exactly(query, cache: LayerCache, plan: AttentionPlan, window: int | None) -
     return reference.attend(query.double(), LayerCache(cache.keys.double(), cache.values.double()), plan, 0.125, window)
 
 
-@pytest.mark.parametrize("window", [None, 7, 150])
+@pytest.mark.parametrize("window", [None, 70])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attention_equals_the_reference(shape: str, batch: str, window: int | None):
