@@ -15,6 +15,7 @@ help:
 	@echo "make bench-engine   measure the engine alone against what matrices and memory take"
 	@echo "make bench-quantization  measure what each rounding of the weights costs"
 	@echo "make soak           half an hour of mixed traffic with clients that leave"
+	@echo "make gpu-check      on a machine with a GPU: test and measure the kernels and the engine there"
 	@echo "make load           one minute of spiky traffic against a server of its own"
 
 setup: .venv/.ready
@@ -73,6 +74,10 @@ bench-quantization: setup
 
 soak: setup
 	@$(RUN) -m loadtests.soak
+
+# Installs nothing: the Python that has torch with CUDA runs it.
+gpu-check:
+	@$(if $(wildcard .venv/bin/python),.venv/bin/python,$(PYTHON)) -m loadtests.gpu_check
 
 load: setup
 	@$(RUN) -m loadtests.run --serve --seconds 60

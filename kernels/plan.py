@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,10 @@ class AttentionPlan:
     def decode_only(self) -> bool:
         """Every sequence has exactly one query token."""
         return len(self.positions) == len(self.context_lens)
+
+    def to(self, device: torch.device | str) -> AttentionPlan:
+        tensors = {name: value for name in self.__slots__ if isinstance(value := getattr(self, name), torch.Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
     @classmethod
     def of(

@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 from inference import Sampling
-from inference.embedded import choose_dtype, cores
 from inference.engine import EngineCore, EngineOptions, Policy
 from inference.engine.blocks import BlockPool, extend_names, root_name
 from inference.models import Llama, open_checkpoint, quantized
 from inference.models.linear import Linear
+from inference.placement import choose_dtype, cores
 from kernels import BLOCK_SIZE
 from loadtests import report
 from loadtests.run import RESULTS

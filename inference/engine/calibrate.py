@@ -18,16 +18,25 @@ FEW, MANY = 48, 256  # tokens
 FARTHEST = 1024
 
 
-def measure_step_cost(model, cache, blocks: int, block_size: int, max_context_tokens: int) -> StepCost:
+def measure_step_cost(
+    model,
+    cache,
+    blocks: int,
+    block_size: int,
+    max_context_tokens: int,
+    many: int = MANY,
+    farthest: int = FARTHEST,
+) -> StepCost:
     """The cost of `model`'s steps over `cache` of so many `blocks`, whose content it overwrites; UNKNOWN, with a
-    warning, where the cache or what the model can read is too small to tell."""
+    warning, where the cache or what the model can read is too small to tell.  Chunks of FEW and of `many` tokens are
+    timed, and FEW after `farthest`."""
     longest = min(max_context_tokens, (blocks - 1) * block_size)
-    far = min(FARTHEST, longest - FEW) // block_size * block_size
-    if far < MANY:
+    far = min(farthest, longest - FEW) // block_size * block_size
+    if far < many:
         log.warning("a context of %d tokens is too short to time steps: step_ms has no effect", longest)
         return UNKNOWN
     samples = []
-    for start, tokens in ((0, FEW), (0, MANY), (far, FEW)):  # each is dear for another of the three terms
+    for start, tokens in ((0, FEW), (0, many), (far, FEW)):  # each is dear for another of the three terms
         needed = -(-(start + tokens) // block_size)
         sequence = Sequence("calibration", [0] * (start + tokens), 1, Sampling(), b"", None, 0)  # type: ignore[arg-type]
         sequence.blocks = list(range(1, needed + 1))
@@ -35,7 +44,7 @@ def measure_step_cost(model, cache, blocks: int, block_size: int, max_context_to
         taken = []
         for _ in range(REPEATS):
             started = time.perf_counter()
-            model.forward(step.tokens, step.attention, cache, step.wanted)
+            model.forward(step.tokens, step.attention, cache, step.wanted)[0, 0].item()  # a GPU has not finished before
             taken.append(time.perf_counter() - started)
         samples.append((start, tokens, min(taken)))
     return fit(samples)

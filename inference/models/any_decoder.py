@@ -19,28 +19,38 @@ _step = threading.local()  # .plan, .cache, .layers: of the forward that runs in
 
 
 class AnyDecoder:
-    """Weights in `dtype`.  Raises ModelError for a model whose attention is not plain causal softmax attention in
-    every layer: logits soft-caps, attention sinks, recurrent layers."""
+    """Weights in `dtype` on `device`, the cache in `kv_dtype`.  Raises ModelError for a model whose attention is not
+    plain causal softmax attention in every layer: logits soft-caps, attention sinks, recurrent layers."""
 
-    def __init__(self, path: Path, dtype: torch.dtype):
+    replays = False  # transformers reads values back to the host, which a CUDA graph can't hold
+
+    def __init__(
+        self,
+        path: Path,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        kv_dtype: torch.dtype | None = None,
+    ):
         from transformers import AttentionInterface, AutoModelForCausalLM
         from transformers.masking_utils import AttentionMaskInterface
 
         AttentionInterface.register(INTERFACE, _attend)
         AttentionMaskInterface.register(INTERFACE, lambda *args, **kwargs: None)  # causality follows from the plan
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=INTERFACE).eval()
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=INTERFACE)
+            self._model = model.eval().to(device)
         except (ValueError, OSError, KeyError) as error:
             raise ModelError(f"the model in {path} can't be loaded: {str(error).partition(chr(10))[0]}") from error
         self.dtype = dtype
+        self.kv_dtype = kv_dtype or dtype
+        self.device = torch.device(device)
         self.config = _shape_of(self._model.config.get_text_config())
         self._check(path)
 
     def new_cache(self, blocks: int) -> list[kernels.LayerCache]:
         config = self.config
-        return [
-            kernels.LayerCache.empty(blocks, config.kv_heads, config.head_dim, self.dtype) for _ in range(config.layers)
-        ]
+        shape = (blocks, config.kv_heads, config.head_dim)
+        return [kernels.LayerCache.empty(*shape, self.kv_dtype, self.device) for _ in range(config.layers)]
 
     @torch.inference_mode()
     def forward(
@@ -59,9 +69,10 @@ class AnyDecoder:
 
     def _check(self, path: Path) -> None:
         """Two tokens, to see that every layer attends through us."""
-        plan = kernels.AttentionPlan.of([2], [2], np.array([[1]], dtype=np.int32))
+        plan = kernels.AttentionPlan.of([2], [2], np.array([[1]], dtype=np.int32)).to(self.device)
         try:
-            self.forward(torch.zeros(2, dtype=torch.int64), plan, self.new_cache(2), torch.tensor([1]))
+            tokens, wanted = torch.zeros(2, dtype=torch.int64), torch.tensor([1])
+            self.forward(tokens.to(self.device), plan, self.new_cache(2), wanted.to(self.device))
         except Exception as error:
             raise ModelError(f"the model in {path} does not run over a paged cache: {error}") from error
         missing = set(range(self.config.layers)) - self._attended

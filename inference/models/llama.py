@@ -39,12 +39,14 @@ class Llama:
     `GPU_KINDS`: it rounds the layers' weights; embedding, head and what is between them stay in `dtype`.  `kv_dtype`,
     that of the cache, is `dtype` where not said otherwise."""
 
+    replays = True  # nothing is read back to the host on the way
+
     def __init__(
         self,
         checkpoint: Checkpoint,
         dtype: torch.dtype,
         quantization: str = "none",
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         kv_dtype: torch.dtype | None = None,
     ):
         self.config = config = checkpoint.config

@@ -31,12 +31,6 @@ BATCHES = {
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
 
 
-def on_device(plan: AttentionPlan) -> AttentionPlan:
-    for name in ("query_start", "context_lens", "block_tables", "slot_mapping", "positions"):
-        setattr(plan, name, getattr(plan, name).to(DEVICE))
-    return plan
-
-
 def filled(heads: int, kv_heads: int, dim: int, plan: AttentionPlan, dtype: torch.dtype) -> tuple:
     cache = LayerCache(*(normal(BLOCKS, kv_heads, BLOCK_SIZE, dim, seed=seed).to(dtype) for seed in (1, 2)))
     return normal(len(plan.positions), heads, dim).to(dtype), cache
@@ -50,21 +44,21 @@ def exactly(query, cache: LayerCache, plan: AttentionPlan, window: int | None) -
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attention_equals_the_reference(shape: str, batch: str, window: int | None):
-    plan = on_device(plan_for(BATCHES[batch]))
+    plan = plan_for(BATCHES[batch]).to(DEVICE)
     query, cache = filled(*SHAPES[shape], plan, torch.float32)
     assert worst(attention.attend(query, cache, plan, 0.125, window), exactly(query, cache, plan, window)) < 2e-6
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_attention_in_bf16(batch: str):
-    plan = on_device(plan_for(BATCHES[batch]))
+    plan = plan_for(BATCHES[batch]).to(DEVICE)
     query, cache = filled(*SHAPES["three share"], plan, torch.bfloat16)
     difference = worst(attention.attend(query, cache, plan, 0.125), exactly(query, cache, plan, None))
     assert difference < TOLERANCE[torch.bfloat16]
 
 
 def test_what_was_not_written_is_never_read():
-    plan = on_device(plan_for([(1, 17), (3, 20), (9, 25)]))
+    plan = plan_for([(1, 17), (3, 20), (9, 25)]).to(DEVICE)
     query, cache = filled(9, 3, 64, plan, torch.float32)
     before = attention.attend(query, cache, plan, 0.125)
     for s, context in enumerate([17, 20, 25]):
@@ -78,7 +72,7 @@ def test_what_was_not_written_is_never_read():
 
 def test_a_sequence_without_context_gives_zeros():
     """As the padding of a captured graph does."""
-    plan = on_device(plan_for([(1, 1), (1, 40)]))
+    plan = plan_for([(1, 1), (1, 40)]).to(DEVICE)
     query, cache = filled(9, 3, 64, plan, torch.float32)
     plan.context_lens[0] = 0
     out = attention.attend(query, cache, plan, 0.125)
@@ -91,7 +85,7 @@ def test_a_decode_has_the_same_bits_whatever_else_is_in_the_batch():
     query, cache = normal(38, 9, 64), None
     results = []
     for batch, row in ((alone, 0), (together, 1)):
-        plan = on_device(plan_for(batch))
+        plan = plan_for(batch).to(DEVICE)
         if cache is None:
             _, cache = filled(9, 3, 64, plan, torch.float32)
             table = plan.block_tables[0].clone()
@@ -105,7 +99,7 @@ def test_a_decode_has_the_same_bits_whatever_else_is_in_the_batch():
 @pytest.mark.parametrize("bug", ["swapped blocks", "slot off by one", "last token dropped", "window off by one"])
 @pytest.mark.parametrize("queries", [1, 40])
 def test_the_tolerance_catches_planted_bugs(bug: str, queries: int):
-    plan = on_device(plan_for([(queries, 200)]))
+    plan = plan_for([(queries, 200)]).to(DEVICE)
     query, cache = filled(9, 3, 64, plan, torch.float32)
     window = 64
     exact = exactly(query, cache, plan, window)
@@ -145,7 +139,7 @@ def test_parts_are_merged_by_their_weight():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8], ids=str)
 def test_store_writes_the_same_slots(dtype: torch.dtype):
-    plan = on_device(plan_for(BATCHES["mixed"]))
+    plan = plan_for(BATCHES["mixed"]).to(DEVICE)
     plan.slot_mapping[[2, 30]] = -1
     ours, theirs = (empty(3, 64, dtype) for _ in range(2))
     fused = normal(len(plan.positions), 15, 64).to(torch.bfloat16 if dtype == FP8 else dtype)
@@ -159,7 +153,7 @@ def test_store_writes_the_same_slots(dtype: torch.dtype):
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 64), (9, 3, 32), (2, 2, 80), (8, 1, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rotary_and_store(heads: int, kv_heads: int, dim: int, dtype: torch.dtype):
-    plan = on_device(plan_for([(1, 17), (12, 40)]))
+    plan = plan_for([(1, 17), (12, 40)]).to(DEVICE)
     qkv = normal(len(plan.positions), heads + 2 * kv_heads, dim).to(dtype)
     query, keys, values = qkv.split((heads, kv_heads, kv_heads), dim=1)
     cos, sin = normal(128, dim, seed=1).to(dtype), normal(128, dim, seed=2).to(dtype)
@@ -176,7 +170,7 @@ def test_rotary_and_store(heads: int, kv_heads: int, dim: int, dtype: torch.dtyp
 
 def test_attention_over_an_fp8_cache():
     """The kernel against the reference over the same rounded cache; the rounding itself is another matter."""
-    plan = on_device(plan_for([(1, 130), (2, 40), (20, 60)]))
+    plan = plan_for([(1, 130), (2, 40), (20, 60)]).to(DEVICE)
     query, whole = filled(9, 3, 64, plan, torch.float32)
     cache = empty(3, 64, FP8)
     for start in range(0, BLOCKS * BLOCK_SIZE, 256):
