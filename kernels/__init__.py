@@ -8,6 +8,7 @@ from kernels.multiply import multiply_packed, multiply_rounded
 from kernels.paged_attention import attend, store
 from kernels.plan import BLOCK_SIZE, FEW_TOKENS, AttentionPlan
 from kernels.sampling import SamplingRows, sample
+from kernels.segments import SharedPlan, attend_shared
 
 __all__ = [
     "BLOCK_SIZE",
@@ -16,8 +17,10 @@ __all__ = [
     "FewRows",
     "LayerCache",
     "SamplingRows",
+    "SharedPlan",
     "add_rms_norm",
     "attend",
+    "attend_shared",
     "bytes_per_block",
     "multiply_packed",
     "multiply_rounded",

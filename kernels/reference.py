@@ -14,6 +14,7 @@ from kernels.plan import BLOCK_SIZE, AttentionPlan
 
 if TYPE_CHECKING:
     from kernels.sampling import SamplingRows
+    from kernels.segments import SharedPlan
 
 
 FP8_MAX = 448.0  # of float8_e4m3fn
@@ -95,6 +96,47 @@ def _attend_rows(query, cache, tables, context_lens, scale, window):
     values = torch.where(mask.any(2)[..., None], values, values.new_zeros(()))
     out = weights @ values
     return out.view(seqs, kv_heads, group, q, dim).permute(0, 3, 1, 2, 4).reshape(seqs, q, heads, dim).to(query.dtype)
+
+
+def attend_shared(
+    query: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: LayerCache,
+    plan: AttentionPlan,
+    shared: SharedPlan,
+    scale: float,
+) -> torch.Tensor:
+    """One query token after the other over all that it sees, its segments first."""
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    group = query.shape[1] // cache.keys.shape[1]
+    starts, members = plan.query_start.tolist(), shared.member_start.tolist()
+    out = torch.empty_like(query)
+
+    def rows(table: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = ((cache.keys, cache.key_scales), (cache.values, cache.value_scales))
+        read = (_read(cached, scales, table[None].long(), wide)[0, :, :count] for cached, scales in pairs)
+        return tuple(x.repeat_interleave(group, 0) for x in read)
+
+    for s in range(len(starts) - 1):
+        for token in range(starts[s], starts[s + 1]):
+            position = int(plan.positions[token])
+            seen = int(plan.context_lens[s]) - (starts[s + 1] - 1 - token)
+            parts = [(rows(plan.block_tables[s], seen), 0)]
+            for segment in range(len(members) - 1):
+                for member in range(members[segment], members[segment + 1]):
+                    if int(shared.tokens[member]) == token:
+                        length = int(shared.lengths[segment])
+                        parts.append((rows(shared.tables[segment], length), int(shared.shifts[member])))
+            scores, values = [], []
+            for (k, v), shift in parts:
+                at = slice(position - shift, position - shift + 1)
+                q = rotate(query[token : token + 1].to(wide), cos[at].to(wide), sin[at].to(wide))[0]
+                scores.append(torch.einsum("hd,hkd->hk", q, k) * scale)
+                values.append(v)
+            weights = torch.cat(scores, 1).softmax(1)
+            out[token] = torch.einsum("hk,hkd->hd", weights, torch.cat(values, 1)).to(query.dtype)
+    return out
 
 
 def add_rms_norm(hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import BLOCK_SIZE, AttentionPlan, LayerCache, SamplingRows, rounding
+from kernels import BLOCK_SIZE, AttentionPlan, LayerCache, SamplingRows, SharedPlan, rounding
 
 APART = 256 * 2**20  # bytes of inputs that a kernel is led over in turn, so that no cache holds them
 
@@ -74,6 +74,7 @@ def measure(sizes: Sizes, device: str) -> Iterator[Row]:
         return max(read / bandwidth, operations / rate)
 
     yield from _attention(sizes, device, floor)
+    yield from _sharing(sizes, device, floor)
     yield from _elementwise(sizes, device, floor)
     yield from _products(sizes, device, floor)
     yield from _sampling(sizes, device, floor)
@@ -126,6 +127,35 @@ def _attention(sizes: Sizes, device: str, floor) -> Iterator[Row]:
         took = milliseconds(lambda query=query, cache=cache, plan=plan: kernels.attend(query, cache, plan, scale))
         least = floor(0, 4 * pairs * sizes.heads * sizes.head_dim)
         yield Row(f"prefill attention, {sizes.chunk} after {before}", took, least, beside)
+
+
+def _sharing(sizes: Sizes, device: str, floor) -> Iterator[Row]:
+    """Decodes that hold the same segment, read once for all of them, beside the plain kernel over the same blocks."""
+    own, scale = 64, sizes.head_dim**-0.5
+    for context in (sizes.context // 8, sizes.context):
+        for members in (sizes.decodes // 8, sizes.decodes):
+            if members < 2:
+                continue
+            common = -(-context // BLOCK_SIZE)
+            each = own // BLOCK_SIZE
+            tables = np.arange(1 + common, 1 + common + members * each, dtype=np.int32).reshape(members, each)
+            blocks = 1 + common + members * each
+            cache = _random_cache(blocks, sizes.kv_heads, sizes.head_dim, torch.bfloat16, device)
+            private = AttentionPlan.of([1] * members, [own] * members, tables).to(device)
+            private.positions += context
+            segment = (list(range(1, 1 + common)), context, [(token, 0) for token in range(members)])
+            shared = SharedPlan.of([segment]).to(device)
+            whole = np.concatenate([np.tile(np.arange(1, 1 + common, dtype=np.int32), (members, 1)), tables], 1)
+            plan = AttentionPlan.of([1] * members, [common * BLOCK_SIZE + own] * members, whole).to(device)
+            shape = (members, sizes.heads, sizes.head_dim)
+            query = torch.randn(shape, device=device, dtype=torch.bfloat16)
+            table = torch.randn(context + own, sizes.head_dim, device=device, dtype=torch.bfloat16)
+            plain = milliseconds(functools.partial(kernels.attend, query, cache, plan, scale))
+            took = milliseconds(
+                functools.partial(kernels.attend_shared, query, table, table, cache, private, shared, scale)
+            )
+            read = kernels.bytes_per_block(1, sizes.kv_heads, sizes.head_dim, torch.bfloat16) * (blocks - 1)
+            yield Row(f"{members} decodes on the same {context} tokens", took, floor(read), {"each by itself": plain})
 
 
 def _random_cache(blocks: int, kv_heads: int, dim: int, dtype: torch.dtype, device: str) -> LayerCache:

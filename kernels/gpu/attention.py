@@ -37,15 +37,17 @@ def attend(
         heads, dim = query.shape[1:]
         parts = torch.empty(tokens, heads, SPLITS, dim, dtype=torch.float32, device=query.device)
         lse = torch.empty(tokens, heads, SPLITS, dtype=torch.float32, device=query.device)
-        _launch(query, cache, plan, slice(0, sequences), tokens, scale, window, parts, lse)
+        launch(query, cache, plan, slice(0, sequences), tokens, scale, window, parts, lse)
         merge(parts, lse, out[:tokens])
     if sequences < len(plan.context_lens):
         rest = slice(sequences, len(plan.context_lens))
-        _launch(query, cache, plan, rest, len(query) - tokens, scale, window, out, None)
+        launch(query, cache, plan, rest, len(query) - tokens, scale, window, out, None)
     return out
 
 
-def _launch(query, cache, plan, which: slice, tokens: int, scale, window, out, lse) -> None:
+def launch(query, cache, plan, which: slice, tokens: int, scale, window, out, lse) -> None:
+    """The sequences `which` of `plan`, `tokens` in all.  With `lse` [tokens, heads, parts] float32: SPLITS parts of
+    each to out [tokens, heads, parts, head_dim] float32 and there, as `merge` reads them."""
     heads, dim = query.shape[1:]
     kv_heads = cache.keys.shape[1]
     group = heads // kv_heads
@@ -68,6 +70,7 @@ def _launch(query, cache, plan, which: slice, tokens: int, scale, window, out, l
         scale,
         query.stride(0),
         plan.block_tables.stride(0),
+        lse.shape[2] if split else 1,
         WINDOW=window or 0,
         KV_HEADS=kv_heads,
         GROUP=group,
@@ -119,7 +122,7 @@ def sequence_of(query_start, block, sequences, BLOCK_Q: tl.constexpr):
 
 # What changes from step to step must not make another kernel of it, which would be compiled while requests wait.
 @triton.jit(
-    do_not_specialize=["sequences", "table_stride"],
+    do_not_specialize=["sequences", "table_stride", "parts"],
     do_not_specialize_on_alignment=["query_start", "context_lens", "block_tables"],
 )
 def _attend(
@@ -137,6 +140,7 @@ def _attend(
     scale,
     query_stride,
     table_stride,
+    parts,
     WINDOW: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -177,7 +181,7 @@ def _attend(
     high = tl.cdiv(tl.maximum(tl.cdiv(last, SPLIT) - split, 0), SPLITS) * TILES
     if SPLITS > 1:  # noqa: SIM102  (known when it is compiled; the next one isn't)
         if low >= high:  # the context is too short for this part
-            tl.store(lse + at_out * SPLITS + split, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=is_row)
+            tl.store(lse + at_out * parts + split, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=is_row)
             return
 
     d = tl.arange(0, DIM_PADDED)
@@ -221,7 +225,7 @@ def _attend(
         mask = is_row[:, None] & is_d[None, :]
         tl.store(out + at_out[:, None] * DIM + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
     else:
-        at_part = at_out * SPLITS + split
+        at_part = at_out * parts + split
         mask = some[:, None] & is_d[None, :]
         tl.store(out + at_part[:, None] * DIM + d[None, :], acc, mask=mask)
         tl.store(lse + at_part, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf")), mask=is_row)

@@ -69,7 +69,7 @@ def _write(query, keys, values, cos, sin, out, cache: LayerCache, plan: Attentio
 
 
 @triton.jit
-def _turn(x, turned, cos, sin):
+def turn(x, turned, cos, sin):
     return x.to(tl.float32) * cos.to(tl.float32) + turned.to(tl.float32) * sin.to(tl.float32)
 
 
@@ -119,13 +119,13 @@ def _write_heads(
         position = tl.load(positions + token)
         cos = tl.load(cos_table + position * DIM + d, mask=is_d, other=0.0)
         sin = tl.load(sin_table + position * DIM + d, mask=is_d, other=0.0)
-        key = _turn(key, tl.load(at_key + other, mask=is_d, other=0.0), cos, sin)
+        key = turn(key, tl.load(at_key + other, mask=is_d, other=0.0), cos, sin)
         g = tl.arange(0, GROUP_PADDED)
         mask = (g < GROUP)[:, None] & is_d[None, :]
         at_query = query + token * query_stride + (kv_head * GROUP + g)[:, None] * DIM
         q = tl.load(at_query + d[None, :], mask=mask, other=0.0)
         partner = tl.load(at_query + other[None, :], mask=mask, other=0.0)
-        q = _turn(q, partner, cos[None, :], sin[None, :])
+        q = turn(q, partner, cos[None, :], sin[None, :])
         at_out = out + (token * KV_HEADS * GROUP + kv_head * GROUP + g)[:, None] * DIM + d[None, :]
         tl.store(at_out, q.to(out.dtype.element_ty), mask=mask)
     slot = tl.load(slots + token)

@@ -23,9 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from kernels import LayerCache, rounding
+from kernels import LayerCache, SharedPlan, rounding
 from kernels.cache import FP8
-from kernels.gpu import attention, elementwise, multiply, sampling, writing
+from kernels.gpu import attention, elementwise, multiply, sampling, segments, writing
 from tests.kernels.test_paged_attention import plan_for
 
 SHAPES = {"8B": (4096, 32, 8, 128, 14336), "SmolLM2": (576, 9, 3, 64, 1536)}  # hidden, heads, kv_heads, dim, mlp
@@ -62,6 +62,9 @@ def launch_everything() -> None:
             writing.store(cache, keys, values, plan)
             for window in (None, 4096):
                 attention.attend(query.contiguous(), cache, plan, 0.1, window)
+            few = plan_for([(1, 33), (6, 40)])
+            shared = SharedPlan.of([([1, 2], 20, [(0, 5), (1, 5)])])
+            segments.attend_shared(query[:7], table, table, cache, few, shared, 0.1)
         elementwise.add_rms_norm(x, x, x[0], 1e-5)
         elementwise.add_rms_norm(x, None, x[0], 1e-5)
         elementwise.silu_mul(torch.empty(tokens, 2 * mlp, dtype=torch.bfloat16))

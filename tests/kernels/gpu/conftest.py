@@ -6,12 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import LayerCache
+
 pytest.importorskip("triton", reason="Triton is not installed: it comes for Linux only")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def empty(blocks: int, kv_heads: int, dim: int, dtype: torch.dtype) -> LayerCache:
+    """A cache of zeros, laid out as on a GPU."""
+    cache = LayerCache.empty(blocks, kv_heads, dim, dtype, DEVICE)
+    cache = cache._replace(keys=cache.keys.contiguous())
+    for tensor in cache:
+        if tensor is not None:
+            tensor.view(torch.uint8).zero_()
+    return cache
 
 
 @pytest.fixture(autouse=True)

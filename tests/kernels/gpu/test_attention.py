@@ -11,7 +11,7 @@ import torch
 from kernels import BLOCK_SIZE, AttentionPlan, LayerCache, reference
 from kernels.cache import FP8
 from kernels.gpu import attention, writing
-from tests.kernels.gpu.conftest import DEVICE, normal
+from tests.kernels.gpu.conftest import DEVICE, empty, normal
 from tests.kernels.test_paged_attention import plan_for, worst
 
 BLOCKS = 64
@@ -141,7 +141,7 @@ def test_parts_are_merged_by_their_weight():
 def test_store_writes_the_same_slots(dtype: torch.dtype):
     plan = plan_for(BATCHES["mixed"]).to(DEVICE)
     plan.slot_mapping[[2, 30]] = -1
-    ours, theirs = (empty(3, 64, dtype) for _ in range(2))
+    ours, theirs = (empty(BLOCKS, 3, 64, dtype) for _ in range(2))
     fused = normal(len(plan.positions), 15, 64).to(torch.bfloat16 if dtype == FP8 else dtype)
     keys, values = fused[:, 9:12], fused[:, 12:]  # strided, as they come out of the fused projection
     writing.store(ours, keys, values, plan)
@@ -157,7 +157,7 @@ def test_rotary_and_store(heads: int, kv_heads: int, dim: int, dtype: torch.dtyp
     qkv = normal(len(plan.positions), heads + 2 * kv_heads, dim).to(dtype)
     query, keys, values = qkv.split((heads, kv_heads, kv_heads), dim=1)
     cos, sin = normal(128, dim, seed=1).to(dtype), normal(128, dim, seed=2).to(dtype)
-    ours, theirs, planted = (empty(kv_heads, dim, dtype) for _ in range(3))
+    ours, theirs, planted = (empty(BLOCKS, kv_heads, dim, dtype) for _ in range(3))
     result = writing.rotate_and_store(query, keys, values, cos, sin, ours, plan)
     expected = reference.rotate_and_store(query, keys, values, cos, sin, theirs, plan)
     reference.rotate_and_store(query, keys, values, cos, -sin, planted, plan)
@@ -172,7 +172,7 @@ def test_attention_over_an_fp8_cache():
     """The kernel against the reference over the same rounded cache; the rounding itself is another matter."""
     plan = plan_for([(1, 130), (2, 40), (20, 60)]).to(DEVICE)
     query, whole = filled(9, 3, 64, plan, torch.float32)
-    cache = empty(3, 64, FP8)
+    cache = empty(BLOCKS, 3, 64, FP8)
     for start in range(0, BLOCKS * BLOCK_SIZE, 256):
         slots = torch.arange(start, start + 256, device=DEVICE)
         into = AttentionPlan(*[slots] * 5, few_sequences=0, few_tokens=0)
@@ -184,11 +184,3 @@ def test_attention_over_an_fp8_cache():
     assert 1e-3 < rounding < 0.1
     cache.value_scales.mul_(1.001)
     assert worst(attention.attend(query, cache, plan, 0.125), ours) > 100 * 4e-6
-
-
-def empty(kv_heads: int, dim: int, dtype: torch.dtype) -> LayerCache:
-    cache = LayerCache.empty(BLOCKS, kv_heads, dim, dtype, DEVICE)
-    for tensor in cache:
-        if tensor is not None:
-            tensor.view(torch.uint8).zero_() if tensor.dtype == FP8 else tensor.zero_()
-    return cache._replace(keys=cache.keys.contiguous())
