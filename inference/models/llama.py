@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 import kernels
-from inference.models import quantized
+from inference.models import published, quantized
 from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelError
 from inference.models.linear import float32_is_faster
@@ -68,11 +68,17 @@ class Llama:
                 raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
             return tensor
 
+        def stored(name: str) -> published.Stored:
+            found = checkpoint.linear(name)
+            if found is None:
+                raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
+            return found
+
         def linear(*names: str, kind: str = quantization, rows: str = layer_rows) -> Multiply:
             biases = [weight(name, "bias") for name in names]
-            has_bias = any(bias is not None for bias in biases)
-            weights, bias = torch.cat([need(name) for name in names]), torch.cat(biases) if has_bias else None
-            return quantized.linear(kind, weights, bias, rows)
+            bias = torch.cat(biases) if any(bias is not None for bias in biases) else None
+            parts = [published.to(stored(name), self.device, dtype) for name in names]
+            return quantized.linear(kind, published.join(parts), bias, rows, dtype)
 
         self.embedding = need("model.embed_tokens")
         self.layers = []

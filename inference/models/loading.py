@@ -25,7 +25,7 @@ def load_model(
     path = locate(name)
     try:
         checkpoint = open_checkpoint(name)
-        if torch.device(device).type == "cuda":
+        if torch.device(device).type == "cuda" and not checkpoint.rounded:
             check_weights_fit(checkpoint.config, dtype, quantization, torch.cuda.mem_get_info()[0])
         return Llama(checkpoint, dtype, quantization, device, kv_dtype), path
     except UnknownFamily as error:

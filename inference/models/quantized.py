@@ -13,7 +13,9 @@ import torch
 import kernels
 from inference.models.config import ModelError
 from inference.models.linear import WIDE_ROWS, Linear, padded
+from inference.models.published import Stored
 from kernels import rounding
+from kernels.rounding import Packed, Rounded
 
 CPU_KINDS = ("none", "w8a8", "w8a16", "w4a16")
 GPU_KINDS = ("none", "fp8", "w8a8", "w4a16", "mxfp4")
@@ -21,9 +23,16 @@ GROUP = 32  # inputs that share a scale in W4A16
 NARROW_ROWS = {"w8a16": 4, "w4a16": 8}  # up to here torch's products of rounded weights gain on a plain one
 
 
-def linear(kind: str, weight: torch.Tensor, bias: torch.Tensor | None, rows: str):
-    """A layer of `kind` for weight [out, in], where it is; `rows` as for `Linear`.  Raises ModelError where it can't be
-    had."""
+def linear(kind: str, weight: Stored, bias: torch.Tensor | None, rows: str, dtype: torch.dtype | None = None):
+    """A layer of `kind` for weight [out, in], where it is; `rows` as for `Linear`.  A weight that was published rounded
+    stays so on a GPU; on a CPU the values that it stands for are multiplied, in `dtype`.  Raises ModelError where
+    `kind` can't be had."""
+    if not isinstance(weight, torch.Tensor):
+        if kind != "none":
+            raise ModelError(f'the checkpoint is rounded already: quantization = "{kind}" has to be "none"')
+        if kernels.on_gpu(torch.empty(0, dtype=dtype, device=weight[0].device)):
+            return OnGpu(weight, bias)
+        return Linear(weight.values().to(dtype), bias, rows)
     if kind == "none":
         return Linear(weight, bias, rows)
     on_gpu = kernels.on_gpu(weight)
@@ -34,24 +43,26 @@ def linear(kind: str, weight: torch.Tensor, bias: torch.Tensor | None, rows: str
     if kind in ("w8a16", "w4a16", "mxfp4") and (outputs % 16 or inputs % GROUP):
         raise ModelError(f'quantization = "{kind}" needs widths in multiples of {GROUP}, not {outputs} x {inputs}')
     if on_gpu:
-        return OnGpu(kind, weight, bias)
+        return OnGpu(rounded(kind, weight), bias)
     if not torch.backends.mkldnn.is_available():
         raise ModelError(f'quantization = "{kind}" needs oneDNN on a CPU, which this torch is without: use "none"')
     return W8A8(weight, bias) if kind == "w8a8" else WeightOnly(kind, weight, bias, rows)
 
 
-class OnGpu:
-    """y = x W^T + b with W of one of GPU_KINDS, by `kernels.multiply`.  x [tokens, in]; y in x's dtype."""
+def rounded(kind: str, weight: torch.Tensor) -> Rounded | Packed:
+    """weight [out, in] as one of GPU_KINDS."""
+    if kind in ("fp8", "w8a8"):
+        return rounding.round_weight(weight, rounding.FP8 if kind == "fp8" else torch.int8)
+    wide = 128 if weight.shape[1] % 128 == 0 else GROUP  # as AWQ's and GPTQ's files have them
+    return rounding.round_mxfp4(weight) if kind == "mxfp4" else rounding.round_int4(weight, wide)
 
-    def __init__(self, kind: str, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        self._bias = bias
-        if kind in ("fp8", "w8a8"):
-            self._weight = rounding.round_weight(weight, rounding.FP8 if kind == "fp8" else torch.int8)
-            self._multiply = kernels.multiply_rounded
-        else:
-            wide = 128 if weight.shape[1] % 128 == 0 else GROUP  # as AWQ's and GPTQ's files have them
-            self._weight = rounding.round_mxfp4(weight) if kind == "mxfp4" else rounding.round_int4(weight, wide)
-            self._multiply = kernels.multiply_packed
+
+class OnGpu:
+    """y = x W^T + b with rounded W, by `kernels.multiply`.  x [tokens, in]; y in x's dtype."""
+
+    def __init__(self, weight: Rounded | Packed, bias: torch.Tensor | None = None):
+        self._weight, self._bias = weight, bias
+        self._multiply = kernels.multiply_packed if isinstance(weight, Packed) else kernels.multiply_rounded
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._multiply(x, self._weight, self._bias)
