@@ -61,7 +61,7 @@ class DeviceModel:
         self._eager = Buffer(0, device)
         sizes = sorted({size for size in GRAPHS if size < max_decodes} | {max_decodes} - {0})
         shapes = [Shape(size, size, -(-max_context_tokens // BLOCK_SIZE), 0) for size in sizes]
-        self._replayed = Buffer(_bytes(shapes[-1]) if shapes else 0, device)
+        self._replayed = Buffer(size_of(shapes[-1]) if shapes else 0, device)
         self._logits = torch.empty(sizes[-1] if sizes else 0, model.config.vocab_size, device=device)
         pool = torch.cuda.graph_pool_handle() if shapes and device.type == "cuda" else None
         with torch.inference_mode():
@@ -128,10 +128,12 @@ class Buffer:
     def send(self, tokens: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor, shape: Shape) -> Inputs:
         """The inputs on the device, in one copy, filled up to `shape`.  The next call overwrites them, and their memory
         here: whoever calls has read the result of the step before."""
-        size = _bytes(shape)
+        size = size_of(shape)
         if len(self._here) < size:
             self.__init__(2 * size, self._there.device)
-        here = _carve(self._here, shape, plan)
+        padded = shape.tokens > len(plan.positions) or shape.sequences > len(plan.context_lens)
+        few = (shape.sequences, shape.tokens) if padded else (plan.few_sequences, plan.few_tokens)  # padded are decodes
+        here = carve(self._here, shape, *few)
         _fill(here.tokens, tokens, 0)
         _fill(here.wanted, wanted, 0)
         _fill(here.plan.positions, plan.positions, 0)
@@ -140,7 +142,11 @@ class Buffer:
         _fill(here.plan.context_lens, plan.context_lens, 0)
         here.plan.block_tables[: len(plan.context_lens), : plan.block_tables.shape[1]] = plan.block_tables
         self._there[:size].copy_(self._here[:size], non_blocking=True)
-        return _carve(self._there, shape, plan)
+        return carve(self._there, shape, *few)
+
+    def bytes(self, shape: Shape) -> torch.Tensor:
+        """What `send` put here last, as it lies in memory."""
+        return self._here[: size_of(shape)]
 
 
 def _fill(into: torch.Tensor, values: torch.Tensor, rest: int) -> None:
@@ -149,7 +155,7 @@ def _fill(into: torch.Tensor, values: torch.Tensor, rest: int) -> None:
 
 
 def _parts(shape: Shape) -> list[tuple[int, torch.dtype, int]]:
-    """(numbers, their dtype, bytes) of each part of a buffer, in the order of `_carve`; kernels are compiled for
+    """(numbers, their dtype, bytes) of each part of a buffer, in the order of `carve`; kernels are compiled for
     addresses in multiples of ALIGNED."""
     tokens, sequences, width, wanted = shape
     counts = [(count, torch.int64) for count in (tokens, wanted, tokens, tokens)]
@@ -157,18 +163,17 @@ def _parts(shape: Shape) -> list[tuple[int, torch.dtype, int]]:
     return [(count, dtype, -(-count * dtype.itemsize // ALIGNED) * ALIGNED) for count, dtype in counts]
 
 
-def _bytes(shape: Shape) -> int:
+def size_of(shape: Shape) -> int:
     return sum(size for _, _, size in _parts(shape))
 
 
-def _carve(buffer: torch.Tensor, shape: Shape, plan: AttentionPlan) -> Inputs:
-    """The parts of `buffer` for a step of `shape`, which is `plan`'s, or is all decodes where it is wider."""
+def carve(buffer: torch.Tensor, shape: Shape, few_sequences: int, few_tokens: int) -> Inputs:
+    """The parts of `buffer` for a step of `shape`, which begins with so many decodes."""
     views, at = [], 0
     for count, dtype, size in _parts(shape):
         views.append(buffer[at : at + count * dtype.itemsize].view(dtype))
         at += size
     tokens, wanted, positions, slots, query_start, context_lens, tables = views
-    padded = shape.tokens > len(plan.positions) or shape.sequences > len(plan.context_lens)
     return Inputs(
         tokens=tokens,
         wanted=wanted,
@@ -178,7 +183,7 @@ def _carve(buffer: torch.Tensor, shape: Shape, plan: AttentionPlan) -> Inputs:
             block_tables=tables.view(shape.sequences, shape.width),
             slot_mapping=slots,
             positions=positions,
-            few_sequences=shape.sequences if padded else plan.few_sequences,
-            few_tokens=shape.tokens if padded else plan.few_tokens,
+            few_sequences=few_sequences,
+            few_tokens=few_tokens,
         ),
     )

@@ -16,6 +16,7 @@ from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelError
 from inference.models.linear import float32_is_faster
 from inference.models.rotary import Rotary
+from inference.models.shard import WHOLE, Shard
 
 Multiply = Callable[[torch.Tensor], torch.Tensor]
 WIDE_PARAMETERS = 500_000_000  # larger models don't get a float32 copy of their weights (2 GB at this size)
@@ -37,7 +38,8 @@ class Layer:
 class Llama:
     """Weights in `dtype` on `device`, QKV and gate/up fused.  `quantization` is one of `quantized.CPU_KINDS` or
     `GPU_KINDS`: it rounds the layers' weights; embedding, head and what is between them stay in `dtype`.  `kv_dtype`,
-    that of the cache, is `dtype` where not said otherwise."""
+    that of the cache, is `dtype` where not said otherwise.  `shard`: the part of the model that this process computes;
+    `config` is that part's, too."""
 
     replays = True  # nothing is read back to the host on the way
 
@@ -48,8 +50,10 @@ class Llama:
         quantization: str = "none",
         device: torch.device | str = "cpu",
         kv_dtype: torch.dtype | None = None,
+        shard: Shard = WHOLE,
     ):
-        self.config = config = checkpoint.config
+        self.config = config = shard.of(checkpoint.config)
+        self._shard = shard
         self.dtype = dtype
         self.kv_dtype = kv_dtype or dtype
         self.device = torch.device(device)
@@ -68,17 +72,30 @@ class Llama:
                 raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
             return tensor
 
-        def stored(name: str) -> published.Stored:
+        def stored(name: str, cut: Callable[[torch.Tensor], torch.Tensor] | None = None) -> published.Stored:
             found = checkpoint.linear(name)
             if found is None:
                 raise ModelError(f"{checkpoint.path} lacks the weight {name}.weight")
-            return found
+            if cut is None or shard.size == 1:
+                return found
+            if not isinstance(found, torch.Tensor):
+                raise ModelError(
+                    "checkpoints that were published rounded can't be cut into parts yet: take whole weights"
+                )
+            return cut(found)
 
-        def linear(*names: str, kind: str = quantization, rows: str = layer_rows) -> Multiply:
+        def into(*names: str) -> Multiply:
+            """From the hidden width into a block: cut by outputs."""
             biases = [weight(name, "bias") for name in names]
-            bias = torch.cat(biases) if any(bias is not None for bias in biases) else None
-            parts = [published.to(stored(name), self.device, dtype) for name in names]
-            return quantized.linear(kind, published.join(parts), bias, rows, dtype)
+            bias = torch.cat([shard.outputs(b) for b in biases]) if any(b is not None for b in biases) else None
+            parts = [published.to(stored(name, shard.outputs), self.device, dtype) for name in names]
+            return quantized.linear(quantization, published.join(parts), bias, layer_rows, dtype)
+
+        def out_of(name: str) -> Multiply:
+            """From a block back to the hidden width: cut by inputs, one of the parts adds the bias."""
+            bias = weight(name, "bias") if shard.rank == 0 else None
+            part = published.to(stored(name, shard.inputs), self.device, dtype)
+            return quantized.linear(quantization, part, bias, layer_rows, dtype)
 
         self.embedding = need("model.embed_tokens")
         self.layers = []
@@ -88,19 +105,20 @@ class Llama:
             self.layers.append(
                 Layer(
                     input_norm=need(f"{at}.input_layernorm"),
-                    qkv=linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
+                    qkv=into(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
                     q_norm=need(f"{attention}.q_norm") if config.qk_norm else None,
                     k_norm=need(f"{attention}.k_norm") if config.qk_norm else None,
-                    attention_out=linear(f"{attention}.o_proj"),
+                    attention_out=out_of(f"{attention}.o_proj"),
                     mlp_norm=need(f"{at}.post_attention_layernorm"),
-                    gate_up=linear(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
-                    down=linear(f"{at}.mlp.down_proj"),
+                    gate_up=into(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+                    down=out_of(f"{at}.mlp.down_proj"),
                     window=config.window_of(i),
                 )
             )
         self.final_norm = need("model.norm")
         # Whole, as others leave it: a quarter of what W8A8 loses would be lost here.
-        self.head = linear("model.embed_tokens" if config.tied_embeddings else "lm_head", kind="none", rows="few")
+        head = stored("model.embed_tokens" if config.tied_embeddings else "lm_head")
+        self.head = quantized.linear("none", published.to(head, self.device, dtype), None, "few", dtype)
         self.rotary = Rotary(config, dtype, self.device)
 
     def new_cache(self, blocks: int) -> list[kernels.LayerCache]:
@@ -125,7 +143,7 @@ class Llama:
             if i == last:  # nothing after this looks at other rows
                 hidden, delta = hidden[wanted], delta[wanted]
             gate_up = layer.gate_up(self._norm(hidden, delta, layer.mlp_norm))
-            delta = layer.down(kernels.silu_mul(gate_up))
+            delta = self._shard.sum(layer.down(kernels.silu_mul(gate_up)))
         logits = self.head(self._norm(hidden, delta, self.final_norm))
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -140,7 +158,7 @@ class Llama:
             )
         query = kernels.rotate_and_store(query, keys, values, self.rotary.cos, self.rotary.sin, cache, plan)
         attended = kernels.attend(query, cache, plan, self._scale, layer.window)
-        return layer.attention_out(attended.view(len(x), -1))
+        return self._shard.sum(layer.attention_out(attended.view(len(x), -1)))
 
     def _norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
         return kernels.add_rms_norm(hidden, delta, weight, self.config.rms_norm_eps)
