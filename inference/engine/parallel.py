@@ -3,7 +3,7 @@ them.
 
 What a step reads goes from the leader to all in one broadcast of bytes on the CPU; the sums inside the model go through
 whatever the devices have between them.  A step is the same on every process, so the followers keep no state but the
-cache.  A process that fails in the middle of a step leaves the others without its sums: it ends, and so does the engine.
+cache.  A process that fails in the middle of a step leaves the others without its sums, so the engine ends with it.
 """
 
 from __future__ import annotations
