@@ -132,7 +132,7 @@ def refdesk(verbose: bool) -> None:
 @click.option("--model", type=Text(), help='Folder, .gguf file or name of a model (backend.model; default "smollm2").')
 @click.option(
     "--quantization",
-    type=click.Choice(["none", "w8a8", "w8a16", "w4a16"]),
+    type=click.Choice(["none", "w8a8", "w8a16", "w4a16", "fp8", "mxfp4"]),
     help="Round the model's weights: faster, for a loss (backend.quantization; default none).",
 )
 @_data_option

@@ -6,16 +6,27 @@ import pytest
 import torch
 
 from inference import Sampling
-from inference.engine.sampler import Choices
+from inference.engine.sampler import Choices, DeviceChoices
+from inference.engine.scheduler import Scheduled
 from inference.engine.sequence import Sequence
 
 
-def sample(logits, rows):
+def on_host(logits, rows):
     choices = Choices(logits)
     return [choices.token(row, sequence) for row, sequence in enumerate(rows)]
 
 
-def test_a_seed_gives_the_same_draws_in_any_company():
+def on_device(logits, rows):
+    choices = DeviceChoices(logits, [Scheduled(sequence, 0, 1) for sequence in rows])
+    return [choices.token(row, sequence) for row, sequence in enumerate(rows)]
+
+
+@pytest.fixture(params=[on_host, on_device])
+def sample(request):
+    return request.param
+
+
+def test_a_seed_gives_the_same_draws_in_any_company(sample):
     def sequence(seed, length=5, **sampling):
         return Sequence("x", [1] * length, 5, Sampling(temperature=1.0, **sampling), b"", None, seed)
 
@@ -33,7 +44,24 @@ def test_a_seed_gives_the_same_draws_in_any_company():
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-300, 5e-324])
-def test_the_coldest_draw_is_the_best_token(temperature):
+def test_the_coldest_draw_is_the_best_token(sample, temperature):
     logits = torch.tensor([[0.0, 3.0, 9.0, 1.0]])
     sampling = Sampling(temperature=temperature)
     assert sample(logits, [Sequence("x", [1], 1, sampling, b"", None, 5)]) == [2]
+
+
+def test_what_only_the_host_can_do_is_done_there():
+    """Penalties and biases give the same on a device, and a broken row has no token."""
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    logits[3, 7] = float("nan")
+    best = int(logits[0].argmax())
+    kinds = [
+        {"logit_bias": {11: 100.0}},
+        {"repetition_penalty": 1.5},
+        {"presence_penalty": 2.0, "temperature": 0.8},
+        {},
+    ]
+    rows = [Sequence("x", [best, 3, 4], 1, Sampling(**({"temperature": 0.0} | kind)), b"", None, 5) for kind in kinds]
+    assert on_device(logits, rows) == on_host(logits, rows)
+    assert on_device(logits, rows)[0] == 11
+    assert on_device(logits, rows)[3] is None
