@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from inference.config import EngineConfig
+from inference.engine.calibrate import FARTHEST, MANY
 from inference.engine.device import DeviceModel
 from inference.models import ModelError
 from kernels import BLOCK_SIZE, AttentionPlan, bytes_per_block
@@ -21,13 +22,16 @@ GPU_SHARE = 0.92  # of a GPU's memory that the engine takes: graphs, libraries a
 
 
 class Place(NamedTuple):
-    """`step_seconds` and `max_batch_tokens` are what suits the device, where nothing else was said."""
+    """`step_seconds` and `max_batch_tokens` are what suits the device, where nothing else was said; `timed_chunk` and
+    `timed_context` tokens are enough to see what they cost there."""
 
     device: torch.device
     dtype: torch.dtype
     kv_dtype: torch.dtype
     step_seconds: float
     max_batch_tokens: int
+    timed_chunk: int
+    timed_context: int
 
     @property
     def on_gpu(self) -> bool:
@@ -52,6 +56,8 @@ def choose_place(config: EngineConfig) -> Place:
         kv_dtype=torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype,
         step_seconds=(config.step_ms or (20.0 if on_gpu else 170.0)) / 1000,
         max_batch_tokens=config.max_batch_tokens or (4096 if on_gpu else 512),
+        timed_chunk=2048 if on_gpu else MANY,
+        timed_context=8192 if on_gpu else FARTHEST,
     )
 
 

@@ -162,9 +162,10 @@ def _prompt(rng: random.Random, tokens: int, vocab: int) -> list[int]:
 def decode(core: EngineCore, batch: int, setup: Setup) -> dict[str, float]:
     """Milliseconds of a step of `batch` streams: `itl` in all, `host` while the GPU waits."""
     rng, vocab = random.Random(batch), core._model._model.config.vocab_size
+    room = setup.longest - setup.context  # the first ones answer until the last one's prompt is read
     for i in range(batch):
         prompt = _prompt(rng, setup.context, vocab)
-        core.add(f"d{i}", prompt, Sampling(max_tokens=10 * setup.steps + 64, ignore_eos=True, temperature=0.7), "", i)
+        core.add(f"d{i}", prompt, Sampling(max_tokens=room, ignore_eos=True, temperature=0.7), "", i)
     while core.scheduler.waiting or any(not s.decoding for s in core.scheduler.running.values()):
         core.step()
     whole, busy, forward = [], [], core._model.forward

@@ -31,6 +31,7 @@ def measure_step_cost(
     warning, where the cache or what the model can read is too small to tell.  Chunks of FEW and of `many` tokens are
     timed, and FEW after `farthest`."""
     longest = min(max_context_tokens, (blocks - 1) * block_size)
+    many = min(many, max(MANY, longest // 2))
     far = min(farthest, longest - FEW) // block_size * block_size
     if far < many:
         log.warning("a context of %d tokens is too short to time steps: step_ms has no effect", longest)

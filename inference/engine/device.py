@@ -105,7 +105,7 @@ class DeviceModel:
             compute()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others may use the GPU meanwhile
             compute()
         log.debug("captured a step of %d tokens", shape.tokens)
         return Graph(shape, graph.replay)
@@ -117,6 +117,7 @@ class Buffer:
     def __init__(self, size: int, device: torch.device):
         self._here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._there = torch.empty(size, dtype=torch.uint8, device=device)
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
     def empty(self, shape: Shape) -> Inputs:
         """The views on the device of a step without sequences: all of it is padding."""
@@ -126,9 +127,11 @@ class Buffer:
         return self.send(nothing, plan, nothing, shape)
 
     def send(self, tokens: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor, shape: Shape) -> Inputs:
-        """The inputs on the device, in one copy, filled up to `shape`.  The next call overwrites them, and their memory
-        here: whoever calls has read the result of the step before."""
+        """The inputs on the device, in one copy, filled up to `shape`; the next call's are copied over them after the
+        work that was launched meanwhile."""
         size = size_of(shape)
+        if self._sent is not None:  # a step without a token to sample is not waited for, and may not have begun
+            self._sent.synchronize()
         if len(self._here) < size:
             self.__init__(2 * size, self._there.device)
         padded = shape.tokens > len(plan.positions) or shape.sequences > len(plan.context_lens)
@@ -142,6 +145,8 @@ class Buffer:
         _fill(here.plan.context_lens, plan.context_lens, 0)
         here.plan.block_tables[: len(plan.context_lens), : plan.block_tables.shape[1]] = plan.block_tables
         self._there[:size].copy_(self._here[:size], non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
         return carve(self._there, shape, *few)
 
     def bytes(self, shape: Shape) -> torch.Tensor:

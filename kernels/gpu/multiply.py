@@ -54,11 +54,11 @@ def _round_rows(
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, PADDED)
     values = tl.load(x + row * WIDTH + i, mask=i < WIDTH, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(values), 0) / LARGEST, LEAST)
+    scale = tl.maximum(tl.div_rn(tl.max(tl.abs(values), 0), LARGEST), LEAST)
     broken = tl.sum((values != values).to(tl.int32), 0)
     scale = tl.where(broken > 0, float("nan"), scale)  # a maximum may pass over NaN
     tl.store(scales + row, scale)
-    values = values / scale
+    values = tl.div_rn(values, scale)
     if INTEGERS:
         values = tl.where(values >= 0, tl.floor(values + 0.5), tl.ceil(values - 0.5))
     tl.store(out + row * WIDTH + i, values.to(out.dtype.element_ty), mask=i < WIDTH)
@@ -211,7 +211,10 @@ def _multiply_rounded(
         b = tl.load(
             weight + n.to(tl.int64)[:, None] * INPUTS + k[None, :], mask=is_n[:, None] & is_k[None, :], other=0.0
         )
-        total = tl.dot(a, tl.trans(b), total, out_dtype=total.dtype)
+        if INTEGERS:
+            total = tl.dot(a, tl.trans(b), total, out_dtype=tl.int32)
+        else:  # Hopper's tensor cores add FP8 products in 14 bits: not more than a tile of them
+            total = tl.dot(a, tl.trans(b), total, max_num_imprecise_acc=BLOCK_K)
     scale = tl.load(x_scales + m, mask=is_m, other=0.0)[:, None] * tl.load(weight_scales + n, mask=is_n, other=0.0)
     _put(total.to(tl.float32) * scale, bias, out, m, n, rows, outputs, BIASED, PARTIAL)
 

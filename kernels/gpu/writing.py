@@ -76,9 +76,9 @@ def turn(x, turned, cos, sin):
 @triton.jit
 def _put(x, cache, scales, slot, d, DIM: tl.constexpr, SCALED: tl.constexpr):
     if SCALED:
-        scale = tl.maximum(tl.max(tl.where(d < DIM, tl.abs(x), 0.0), 0) / FP8_MAX, 1e-12)
+        scale = tl.maximum(tl.div_rn(tl.max(tl.where(d < DIM, tl.abs(x), 0.0), 0), FP8_MAX), 1e-12)
         tl.store(scales + slot, scale)
-        x = x / scale
+        x = tl.div_rn(x, scale)
     tl.store(cache + slot * DIM + d, x.to(cache.dtype.element_ty), mask=d < DIM)
 
 

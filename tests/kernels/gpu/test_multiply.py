@@ -8,7 +8,7 @@ import torch
 from kernels import rounding
 from kernels.gpu import multiply
 from kernels.rounding import FP8
-from tests.kernels.gpu.conftest import normal
+from tests.kernels.gpu.conftest import DEVICE, normal
 
 SHAPES = [(48, 128), (200, 576), (64, 1536)]  # outputs, inputs
 ROWS = (1, 5, 70)
@@ -44,8 +44,10 @@ def test_rounded_on_both_sides(shape: tuple[int, int], rows: int, dtype: torch.d
     exact = (rounded.double() * scales.double()[:, None]) @ weight.values().double().T
     exact = exact if bias is None else exact + bias.double()
     result = multiply.multiply_rounded(x, weight, bias)
-    assert relative(result, exact) < 1e-6
-    assert relative(multiply.multiply_rounded(x, weight._replace(scales=weight.scales * 1.001), bias), exact) > 1e-4
+    tolerance = 1e-3 if DEVICE == "cuda" and dtype == FP8 else 1e-6  # tensor cores add a tile's products in 14 bits
+    assert relative(result, exact) < tolerance
+    planted = weight._replace(scales=weight.scales * (1 + 20 * tolerance))
+    assert relative(multiply.multiply_rounded(x, planted, bias), exact) > 5 * tolerance
     loss = relative(result, x.double() @ normal(*shape, seed=1).double().T + (0 if bias is None else bias.double()))
     assert 1e-3 < loss < 0.06
 
