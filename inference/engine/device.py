@@ -62,7 +62,9 @@ class DeviceModel:
         sizes = sorted({size for size in GRAPHS if size < max_decodes} | {max_decodes} - {0})
         shapes = [Shape(size, size, -(-max_context_tokens // BLOCK_SIZE), 0) for size in sizes]
         self._replayed = Buffer(size_of(shapes[-1]) if shapes else 0, device)
+        # What graphs read and write has to stay where it was when they were captured.
         self._logits = torch.empty(sizes[-1] if sizes else 0, model.config.vocab_size, device=device)
+        self._rows = torch.arange(len(self._logits), device=device)
         pool = torch.cuda.graph_pool_handle() if shapes and device.type == "cuda" else None
         with torch.inference_mode():
             self._graphs = [self._capture(shape, pool) for shape in reversed(shapes)][::-1]
@@ -90,11 +92,10 @@ class DeviceModel:
         return next((graph for graph in self._graphs if graph.shape.tokens >= len(tokens)), None)
 
     def _capture(self, shape: Shape, pool: object) -> Graph:
-        inputs = self._replayed.empty(shape)
-        everything = torch.arange(shape.tokens, device=self._device)
+        inputs, rows = self._replayed.empty(shape), self._rows[: shape.tokens]
 
         def compute() -> None:
-            logits = self._model.forward(inputs.tokens, inputs.plan, self._cache, everything)
+            logits = self._model.forward(inputs.tokens, inputs.plan, self._cache, rows)
             self._logits[: shape.tokens].copy_(logits)  # one buffer for all, or each graph would keep its own
 
         if self._device.type != "cuda":
