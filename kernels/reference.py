@@ -32,7 +32,7 @@ def store(cache: LayerCache, keys: torch.Tensor, values: torch.Tensor, plan: Att
         if scales is None:
             into[block, :, offset] = new
         else:
-            scale = (new.float().abs().amax(-1) / FP8_MAX).clamp(min=1e-12)
+            scale = (new.float().abs().amax(-1) / torch.full((), FP8_MAX, device=new.device)).clamp(min=1e-12)
             scales[block, :, offset] = scale
             rounded = (new.float() / scale[..., None]).to(into.dtype)
             into.view(torch.uint8)[block, :, offset] = rounded.view(torch.uint8)

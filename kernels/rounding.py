@@ -63,7 +63,8 @@ class Packed(NamedTuple):
 
 def round_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """x [rows, width] in FP8 or int8, and a scale for each row, [rows] float32."""
-    scales = (x.float().abs().amax(1) / LARGEST[dtype]).clamp(min=LEAST_SCALE)
+    # Divided by a tensor, which is exact: by a number, CUDA multiplies with its reciprocal.
+    scales = (x.float().abs().amax(1) / torch.full((), LARGEST[dtype], device=x.device)).clamp(min=LEAST_SCALE)
     scaled = x.float() / scales[:, None]
     return (scaled if dtype.is_floating_point else scaled.round()).to(dtype), scales
 

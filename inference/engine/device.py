@@ -65,6 +65,7 @@ class DeviceModel:
         # What graphs read and write has to stay where it was when they were captured.
         self._logits = torch.empty(sizes[-1] if sizes else 0, model.config.vocab_size, device=device)
         self._rows = torch.arange(len(self._logits), device=device)
+        self._side = torch.cuda.Stream() if device.type == "cuda" else None  # one: each keeps a workspace for good
         pool = torch.cuda.graph_pool_handle() if shapes and device.type == "cuda" else None
         with torch.inference_mode():
             self._graphs = [self._capture(shape, pool) for shape in reversed(shapes)][::-1]
@@ -84,7 +85,10 @@ class DeviceModel:
             return self._model.forward(inputs.tokens, inputs.plan, cache, inputs.wanted)
         self._replayed.send(tokens, plan, wanted[:0], graph.shape)
         graph.replay()
-        return self._logits[: len(wanted)] if len(wanted) == len(tokens) else self._logits[wanted.to(self._device)]
+        if len(wanted) == len(tokens):
+            return self._logits[: len(wanted)]
+        rows = wanted.pin_memory() if self._device.type == "cuda" else wanted  # or the copy would wait for the replay
+        return self._logits[rows.to(self._device, non_blocking=True)]
 
     def _graph_for(self, tokens: torch.Tensor, plan: AttentionPlan, cache: object) -> Graph | None:
         if cache is not self._cache or plan.few_sequences < len(plan.context_lens):
@@ -100,7 +104,7 @@ class DeviceModel:
 
         if self._device.type != "cuda":
             return Graph(shape, compute)
-        side = torch.cuda.Stream()
+        side = self._side
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are compiled, and libraries set up, before anything is captured
             compute()

@@ -67,7 +67,7 @@ class DeviceChoices(Choices):
         rows = [(s.sequence, i) for s in sampled for i in range(1 + len(s.drafts))]
         settings = [sequence.sampling for sequence, _ in rows]
         columns = (
-            torch.tensor([s.temperature if s.temperature >= COLDEST else 0.0 for s in settings]),
+            torch.tensor([s.temperature if s.temperature >= COLDEST else 0.0 for s in settings], dtype=torch.float32),
             torch.tensor([max(s.top_k, 0) for s in settings], dtype=torch.int32),
             torch.tensor([s.top_p for s in settings], dtype=torch.float32),
             torch.tensor([s.min_p for s in settings], dtype=torch.float32),

@@ -219,7 +219,7 @@ def _attend(
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
         top = new_top
 
-    some = is_row & (total > 0)
+    some = is_row & (total != 0)  # NaN is something, and has to be seen
     acc = acc / tl.where(some, total, 1.0)[:, None]
     if SPLITS == 1:
         mask = is_row[:, None] & is_d[None, :]

@@ -71,7 +71,7 @@ def multiply_rounded(x: torch.Tensor, weight: Rounded, bias: torch.Tensor | None
     outputs, inputs = weight.weight.shape
 
     def launch(out, splits, block_m, block_n, partial):
-        _multiply_rounded[(triton.cdiv(outputs, block_n), triton.cdiv(len(x), block_m), splits)](
+        _multiply_rounded[(triton.cdiv(len(x), block_m), triton.cdiv(outputs, block_n), splits)](
             rounded,
             weight.weight,
             scales,
@@ -101,7 +101,7 @@ def multiply_packed(x: torch.Tensor, weight: Packed, bias: torch.Tensor | None) 
     x = x.contiguous()
 
     def launch(out, splits, block_m, block_n, partial):
-        _multiply_packed[(triton.cdiv(outputs, block_n), triton.cdiv(len(x), block_m), splits)](
+        _multiply_packed[(triton.cdiv(len(x), block_m), triton.cdiv(outputs, block_n), splits)](
             x,
             weight.packed,
             weight.scales,
@@ -196,8 +196,9 @@ def _multiply_rounded(
     BIASED: tl.constexpr,
     PARTIAL: tl.constexpr,
 ):
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # All rows for one tile of the weight, then the next: x stays in the cache, and the weight is read once.
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_m, is_n = m < rows, n < outputs
     TILES: tl.constexpr = (INPUTS + BLOCK_K - 1) // BLOCK_K
     low = tl.program_id(2) * TILES // SPLITS
@@ -249,8 +250,9 @@ def _multiply_packed(
     BIASED: tl.constexpr,
     PARTIAL: tl.constexpr,
 ):
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # All rows for one tile of the weight, then the next: x stays in the cache, and the weight is read once.
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_m, is_n = m < rows, n < outputs
     j = tl.arange(0, HALF)
     TILES: tl.constexpr = INPUTS // (2 * HALF)

@@ -114,30 +114,31 @@ def _sample(
             while high_end - low > 1:
                 middle = low + (high_end - low) // 2
                 edge = _float_of(middle)
-                count = 0
+                counts = tl.zeros([BLOCK], tl.int32)
                 for start in range(0, VOCAB, BLOCK):
                     x = _read(logits, allowed, start + tile, VOCAB, MASKED)
-                    count += tl.sum((x >= edge).to(tl.int32), 0)
-                if count >= top_k:
+                    counts += (x >= edge).to(tl.int32)
+                if tl.sum(counts, 0) >= top_k:
                     low = middle
                 else:
                     high_end = middle
             floor = _float_of(low)
         if top_p < 1:
-            mass = 0.0
+            masses = tl.zeros([BLOCK], tl.float32)
             for start in range(0, VOCAB, BLOCK):
                 x = _read(logits, allowed, start + tile, VOCAB, MASKED)
-                mass += tl.sum(tl.where(x >= floor, tl.exp((x - best) / temperature), 0.0), 0)
+                masses += tl.where(x >= floor, tl.exp((x - best) / temperature), 0.0)
+            mass = tl.sum(masses, 0)
             low = _order_of(floor) - 1  # what is better than `high_end` alone has less than top_p
             high_end = _order_of(best)
             while high_end - low > 1:
                 middle = low + (high_end - low) // 2
                 edge = _float_of(middle)
-                better = 0.0
+                masses = tl.zeros([BLOCK], tl.float32)
                 for start in range(0, VOCAB, BLOCK):
                     x = _read(logits, allowed, start + tile, VOCAB, MASKED)
-                    better += tl.sum(tl.where(x > edge, tl.exp((x - best) / temperature), 0.0), 0)
-                if better < top_p * mass:
+                    masses += tl.where(x > edge, tl.exp((x - best) / temperature), 0.0)
+                if tl.sum(masses, 0) < top_p * mass:
                     high_end = middle
                 else:
                     low = middle

@@ -198,7 +198,7 @@ def _attend_segments(
         top = new_top
 
     at_part = (token * (KV_HEADS * GROUP) + head) * count + FIRST + order * SPLITS + split
-    some = is_row & (total > 0)
+    some = is_row & (total != 0)  # NaN is something, and has to be seen
     acc = acc / tl.where(some, total, 1.0)[:, None]
     tl.store(parts + at_part[:, None] * DIM + d[None, :], acc, mask=some[:, None] & is_d[None, :])
     tl.store(lse + at_part, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf")), mask=is_row)

@@ -73,6 +73,17 @@ def test_what_was_not_written_is_never_read():
     assert torch.equal(attention.attend(query, cache, plan, 0.125), before)
 
 
+@pytest.mark.parametrize("queries", [1, 20])
+def test_a_broken_key_is_seen(queries: int):
+    """Or what a step computes over it would be taken for good."""
+    plan = plan_for([(queries, 200)]).to(DEVICE)
+    query, cache = filled(9, 3, 64, plan, torch.float32)
+    cache.keys[int(plan.block_tables[0, 3]), 1, 5, 7] = float("nan")
+    broken = attention.attend(query, cache, plan, 0.125).isnan().all(2)
+    assert broken[:, 3:6].all()
+    assert not broken[:, :3].any()
+
+
 def test_a_sequence_without_context_gives_zeros():
     """As the padding of a captured graph does."""
     plan = plan_for([(1, 1), (1, 40)]).to(DEVICE)
