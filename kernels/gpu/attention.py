@@ -120,6 +120,56 @@ def sequence_of(query_start, block, sequences, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
+@triton.jit
+def absorb(
+    q,
+    top,
+    total,
+    acc,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    slot,
+    is_key,
+    visible,
+    scale,
+    d,
+    is_d,
+    DIM: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    """A tile of keys and values at the places `slot` of the cache, taken into the running softmax: its largest score to
+    base 2, the sum of exponentials, and the weighted sum of values, of each row of q."""
+    at = slot[:, None] * DIM + d[None, :]
+    mask = is_key[:, None] & is_d[None, :]
+    # what lies past the context may be anything, NaN included, and 0 * NaN is NaN
+    k = tl.load(keys + at, mask=mask, other=0.0).to(q.dtype)
+    v = tl.load(values + at, mask=mask, other=0.0).to(q.dtype)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
+    if SCALED:
+        scores *= tl.load(key_scales + slot, mask=is_key, other=0.0)[None, :]
+    scores = tl.where(visible, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    anchor = tl.where(new_top == float("-inf"), 0.0, new_top)  # -inf - -inf is NaN
+    weights = tl.exp2(scores - anchor[:, None])
+    decay = tl.exp2(top - anchor)
+    total = total * decay + tl.sum(weights, 1)
+    if SCALED:
+        weights *= tl.load(value_scales + slot, mask=is_key, other=0.0)[None, :]
+    acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+    return new_top, total, acc
+
+
+@triton.jit
+def put_part(parts, lse, at_part, top, total, acc, is_row, d, is_d, DIM: tl.constexpr):
+    """What a running softmax came to, as `merge` reads it."""
+    some = is_row & (total != 0)  # NaN is something, and has to be seen
+    acc = acc / tl.where(some, total, 1.0)[:, None]
+    tl.store(parts + at_part[:, None] * DIM + d[None, :], acc, mask=some[:, None] & is_d[None, :])
+    tl.store(lse + at_part, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf")), mask=is_row)
+
+
 # What changes from step to step must not make another kernel of it, which would be compiled while requests wait.
 @triton.jit(
     do_not_specialize=["sequences", "table_stride", "parts"],
@@ -197,38 +247,34 @@ def _attend(
         is_key = key < last
         where = tl.load(block_tables + sequence * table_stride + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
         slot = (where * KV_HEADS + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
-        at = slot[:, None] * DIM + d[None, :]
-        mask = is_key[:, None] & is_d[None, :]
-        # what lies past the context may be anything, NaN included, and 0 * NaN is NaN
-        k = tl.load(keys + at, mask=mask, other=0.0).to(q.dtype)
-        v = tl.load(values + at, mask=mask, other=0.0).to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
-        if SCALED:
-            scores *= tl.load(key_scales + slot, mask=is_key, other=0.0)[None, :]
         visible = is_row[:, None] & (key[None, :] <= position[:, None])
         if WINDOW > 0:
             visible &= key[None, :] > position[:, None] - WINDOW
-        scores = tl.where(visible, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        anchor = tl.where(new_top == float("-inf"), 0.0, new_top)  # -inf - -inf is NaN
-        weights = tl.exp2(scores - anchor[:, None])
-        decay = tl.exp2(top - anchor)
-        total = total * decay + tl.sum(weights, 1)
-        if SCALED:
-            weights *= tl.load(value_scales + slot, mask=is_key, other=0.0)[None, :]
-        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
-        top = new_top
+        top, total, acc = absorb(
+            q,
+            top,
+            total,
+            acc,
+            keys,
+            values,
+            key_scales,
+            value_scales,
+            slot,
+            is_key,
+            visible,
+            scale,
+            d,
+            is_d,
+            DIM,
+            SCALED,
+        )
 
-    some = is_row & (total != 0)  # NaN is something, and has to be seen
-    acc = acc / tl.where(some, total, 1.0)[:, None]
     if SPLITS == 1:
+        acc = acc / tl.where(is_row & (total != 0), total, 1.0)[:, None]
         mask = is_row[:, None] & is_d[None, :]
         tl.store(out + at_out[:, None] * DIM + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
     else:
-        at_part = at_out * parts + split
-        mask = some[:, None] & is_d[None, :]
-        tl.store(out + at_part[:, None] * DIM + d[None, :], acc, mask=mask)
-        tl.store(lse + at_part, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf")), mask=is_row)
+        put_part(out, lse, at_out * parts + split, top, total, acc, is_row, d, is_d, DIM)
 
 
 @triton.jit

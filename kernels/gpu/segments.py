@@ -9,7 +9,7 @@ import triton.language as tl
 
 from kernels.cache import LayerCache
 from kernels.gpu import attention, stages
-from kernels.gpu.attention import LOG2_E, SPLITS, sequence_of
+from kernels.gpu.attention import SPLITS, absorb, put_part, sequence_of
 from kernels.gpu.writing import turn
 from kernels.plan import BLOCK_SIZE, AttentionPlan
 from kernels.segments import SharedPlan
@@ -180,25 +180,25 @@ def _attend_segments(
         is_key = key < length
         where = tl.load(tables + segment * table_stride + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
         slot = (where * KV_HEADS + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
-        at = slot[:, None] * DIM + d[None, :]
-        k = tl.load(keys + at, mask=is_key[:, None] & is_d[None, :], other=0.0).to(q.dtype)
-        v = tl.load(values + at, mask=is_key[:, None] & is_d[None, :], other=0.0).to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
-        if SCALED:
-            scores *= tl.load(key_scales + slot, mask=is_key, other=0.0)[None, :]
-        scores = tl.where(is_key[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        anchor = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp2(scores - anchor[:, None])
-        decay = tl.exp2(top - anchor)
-        total = total * decay + tl.sum(weights, 1)
-        if SCALED:
-            weights *= tl.load(value_scales + slot, mask=is_key, other=0.0)[None, :]
-        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
-        top = new_top
+        visible = is_row[:, None] & is_key[None, :]
+        top, total, acc = absorb(
+            q,
+            top,
+            total,
+            acc,
+            keys,
+            values,
+            key_scales,
+            value_scales,
+            slot,
+            is_key,
+            visible,
+            scale,
+            d,
+            is_d,
+            DIM,
+            SCALED,
+        )
 
     at_part = (token * (KV_HEADS * GROUP) + head) * count + FIRST + order * SPLITS + split
-    some = is_row & (total != 0)  # NaN is something, and has to be seen
-    acc = acc / tl.where(some, total, 1.0)[:, None]
-    tl.store(parts + at_part[:, None] * DIM + d[None, :], acc, mask=some[:, None] & is_d[None, :])
-    tl.store(lse + at_part, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf")), mask=is_row)
+    put_part(parts, lse, at_part, top, total, acc, is_row, d, is_d, DIM)
