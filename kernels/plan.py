@@ -24,9 +24,8 @@ class AttentionPlan:
     few_sequences, few_tokens         the batch begins with so many sequences of at most FEW_TOKENS query tokens
                                       each, so many query tokens in all
 
-    A context is one run of blocks at their own positions.  Documents reused at another position will add a
-    shift per block here (the rotary difference belongs to the query, never to the stored keys), and nothing
-    else has to know.
+    A context is one run of blocks at their own positions.  What several sequences share, perhaps at other positions
+    than it was computed at, is planned beside it: `kernels.segments.SharedPlan`.
     """
 
     query_start: torch.Tensor

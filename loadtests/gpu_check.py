@@ -1,7 +1,7 @@
 """Everything that only a GPU can say, in one command: do the kernels compute the same there, how far are they from what
 bandwidth and arithmetic allow, and how fast is the engine with an 8B and a 1B model of random weights.
 
-    make gpu-check                          under eight minutes; writes loadtests/results/gpu/gpu.md and gpu.json
+    make gpu-check                          meant to take under eight minutes; writes loadtests/results/gpu
     python -m loadtests.gpu_check --rehearse    tiny shapes on the CPU in Triton's interpreter: does the command work?
 
 Needs torch with CUDA, triton, transformers, numpy, msgspec, and pytest for the first part; no network, no web packages.

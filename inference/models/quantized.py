@@ -2,8 +2,8 @@
 they multiply.
 
 On a CPU the products are torch's and oneDNN's: W8A8 for throughput, W8A16 and W4A16 for a stream by itself.  On a GPU
-they are `kernels.multiply`'s: FP8 and W8A8 round both sides, W4A16 and MXFP4 the weights alone.  What the rounding
-costs is measured by `python -m loadtests.quantization`.
+they are `kernels.multiply`'s: FP8 and W8A8 round both sides, W4A16 and MXFP4 the weights alone.  What rounding
+costs on a CPU is measured by `python -m loadtests.quantization`.
 """
 
 from __future__ import annotations
