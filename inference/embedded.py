@@ -87,6 +87,7 @@ class EmbeddedBackend:
                     draft_rows=DRAFT_ROWS if config.max_draft_tokens else 0,
                 ),
                 max_queued=config.max_queued,
+                overlap=place.on_gpu,
             ),
             text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),
             clock=time.monotonic,

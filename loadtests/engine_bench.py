@@ -141,7 +141,7 @@ def index_seconds() -> float:
         tokens, names = [(n * 131 + j) % 40_000 for j in range(CONTEXT)], []
         blocks = pool.allocate(CONTEXT // BLOCK_SIZE)
         started = time.perf_counter()
-        extend_names(names, root_name("bench", str(n)), tokens, BLOCK_SIZE)
+        extend_names(names, root_name("bench", str(n)), tokens, len(tokens), BLOCK_SIZE)
         pool.match(names)
         for block, name in zip(blocks, names, strict=True):
             pool.publish(block, name)

@@ -146,10 +146,12 @@ def tables(found: dict[str, Any]) -> list[str]:
     engines = [value for value in found.values() if isinstance(value, dict) and "decode" in value]
     if engines:
         batches = list(engines[0]["decode"])
-        lines += ["## Between tokens, ms (and host ms), by streams", ""]
+        lines += ["## Between tokens, ms (host's work in it; and in turn with the GPU's), by streams", ""]
         lines += ["| model | " + " | ".join(batches) + " | prefill tokens/s |", "|---" * (len(batches) + 2) + "|"]
         for each in engines:
-            cells = [f"{each['decode'][b]['itl ms']:.2f} ({each['decode'][b]['host ms']:.2f})" for b in batches]
+            cells = [
+                "{itl ms:.2f} ({host ms:.2f}; {itl in turn ms:.2f})".format_map(each["decode"][b]) for b in batches
+            ]
             name = f"{each['model']} {each['kind']}"
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {each['prefill tokens/s']:.0f} |")
         lines += ["", "## A spiky trace", ""]

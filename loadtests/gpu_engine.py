@@ -10,12 +10,14 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 
 from inference import Sampling
 from inference.engine import EngineCore, EngineOptions, Policy
 from inference.engine.calibrate import measure_step_cost
 from inference.engine.device import DeviceModel
+from inference.engine.sampler import choose
 from inference.models import Llama
 from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelConfig
@@ -126,6 +128,7 @@ def open_core(size: str, quantization: str, kv_dtype: torch.dtype | None, setup:
             eos_token_ids=frozenset(),
             policy=Policy(max_tokens=setup.chunk, max_running=max(setup.batches), step_seconds=TPOT_SECONDS, cost=cost),
             max_queued=10_000,
+            overlap=True,
         ),
         text_stream=lambda stop: NoText(),
         clock=time.monotonic,
@@ -160,7 +163,8 @@ def _prompt(rng: random.Random, tokens: int, vocab: int) -> list[int]:
 
 
 def decode(core: EngineCore, batch: int, setup: Setup) -> dict[str, float]:
-    """Milliseconds of a step of `batch` streams: `itl` in all, `host` while the GPU waits."""
+    """Milliseconds of a step of `batch` streams: `itl` in all, `host` without the wait for the tokens, and `itl in
+    turn` where the host does not work ahead."""
     rng, vocab = random.Random(batch), core._model._model.config.vocab_size
     room = setup.longest - setup.context  # the first ones answer until the last one's prompt is read
     for i in range(batch):
@@ -168,49 +172,53 @@ def decode(core: EngineCore, batch: int, setup: Setup) -> dict[str, float]:
         core.add(f"d{i}", prompt, Sampling(max_tokens=room, ignore_eos=True, temperature=0.7), "", i)
     while core.scheduler.waiting or any(not s.decoding for s in core.scheduler.running.values()):
         core.step()
-    whole, busy, forward = [], [], core._model.forward
-
-    def timed(*args):
-        nonlocal began
-        began = time.perf_counter()
-        return forward(*args)
-
-    began = 0.0
-    core._model.forward = timed
-    for _ in range(setup.steps):
-        started = time.perf_counter()
-        choose_ended = _step_and_when_tokens_came(core)
-        whole.append(1e3 * (time.perf_counter() - started))
-        busy.append(1e3 * (choose_ended - began))
-    del core._model.forward
+    itl, host = _steps(core, setup.steps)
+    overlapping = core.options
+    core.options = msgspec.structs.replace(overlapping, overlap=False)
+    in_turn, _ = _steps(core, setup.steps)
+    core.options = overlapping
     for i in range(batch):
         core.abort(f"d{i}")
-    itl = statistics.median(whole)
+    middle = statistics.median(itl)
     return {
-        "itl ms": itl,
-        "p99 ms": sorted(whole)[int(0.99 * (len(whole) - 1))],
-        "host ms": statistics.median(w - b for w, b in zip(whole, busy, strict=True)),
-        "tokens/s": 1e3 * batch / itl,
+        "itl ms": middle,
+        "p99 ms": sorted(itl)[int(0.99 * (len(itl) - 1))],
+        "host ms": statistics.median(host),
+        "itl in turn ms": statistics.median(in_turn),
+        "tokens/s": 1e3 * batch / middle,
     }
 
 
-def _step_and_when_tokens_came(core: EngineCore) -> float:
-    """One step; the moment at which its tokens were on the host."""
-    came = []
-    advance = core._advance
+def _steps(core: EngineCore, count: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of each of `count` steps, and of what the host did in it but wait for tokens."""
+    whole, busy, waited = [], [], 0.0
 
-    def noted(*args):
-        if not came:
-            came.append(time.perf_counter())
-        return advance(*args)
+    def noted(logits, sampled):
+        choices = choose(logits, sampled)
+        wait = choices.wait
 
-    core._advance = noted
+        def timed() -> None:
+            nonlocal waited
+            began = time.perf_counter()
+            wait()
+            waited += time.perf_counter() - began
+
+        choices.wait = timed
+        return choices
+
+    core._choose = noted
     try:
-        for output in core.step():
-            assert output.error is None, output.error
+        core.step()  # the one in flight is of before
+        for _ in range(count):
+            began, waited = time.perf_counter(), 0.0
+            for output in core.step():
+                assert output.error is None, output.error
+            took = time.perf_counter() - began
+            whole.append(1e3 * took)
+            busy.append(1e3 * (took - waited))
     finally:
-        del core._advance
-    return came[0]
+        core._choose = choose
+    return whole, busy
 
 
 def prefill(core: EngineCore, setup: Setup) -> float:

@@ -31,10 +31,10 @@ def root_name(*identity: str) -> BlockName:
     return digest.digest()
 
 
-def extend_names(names: list[BlockName], root: BlockName, tokens: Sequence[int], block_size: int) -> None:
-    """Append to `names` until every full block of `tokens` has one."""
+def extend_names(names: list[BlockName], root: BlockName, tokens: Sequence[int], known: int, block_size: int) -> None:
+    """Append to `names` until every full block of the first `known` tokens has one."""
     parent = names[-1] if names else root
-    for start in range(len(names) * block_size, len(tokens) - block_size + 1, block_size):
+    for start in range(len(names) * block_size, known - block_size + 1, block_size):
         parent = blake2b(parent + array("i", tokens[start : start + block_size]).tobytes(), digest_size=16).digest()
         names.append(parent)
 

@@ -1,13 +1,18 @@
 """The engine core: pure and synchronous.  No asyncio, no threads, no clock of its own.
 
 step:  schedule → build the batch → run the model → sample → deliver
+
+On a GPU the host works ahead (`overlap`): it launches the next step before it reads the tokens of the one in flight,
+which stand in that next step's inputs as -1 - their row, and are told too late for a request that turns out to have
+ended: its token of the next step is dropped.  Steps run in the order in which they were launched, so a block that is
+free may be given away at once: whatever is still in flight reads and writes it before its new owner does.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -16,7 +21,7 @@ from inference.backend import FinishReason, Sampling, TokenLogprob, Usage
 from inference.engine import batch as batches
 from inference.engine.blocks import BlockPool, root_name
 from inference.engine.detokenizer import TextStream
-from inference.engine.sampler import Choices, choose
+from inference.engine.sampler import Choices, adjusts, choose
 from inference.engine.scheduler import Policy, Scheduled, Scheduler
 from inference.engine.sequence import Drafter, Grammar, Sequence
 from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
@@ -26,16 +31,17 @@ log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
-    """What the core needs of a model; `forward` as `inference.models.Llama.forward`."""
+    """What the core needs of a model; `forward` as `inference.models.Llama.forward`, and where steps overlap with the
+    tokens [rows] of the one in flight."""
 
     def new_cache(self, blocks: int) -> object: ...
 
-    def forward(self, tokens, plan, cache, wanted) -> torch.Tensor: ...
+    def forward(self, tokens, plan, cache, wanted, *sampled) -> torch.Tensor: ...
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`identity` names the model and its dtype: cache blocks are only ever shared under one identity.
-    `block_size` in tokens: that of the model's cache."""
+    `block_size` in tokens: that of the model's cache.  `overlap`: the model only launches steps."""
 
     identity: str
     blocks: int
@@ -44,6 +50,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: frozenset[int]
     policy: Policy = Policy()
     max_queued: int = 256
+    overlap: bool = False
 
 
 class Output(msgspec.Struct):
@@ -74,6 +81,13 @@ class Counters(msgspec.Struct):
     failed_requests: int = 0
 
 
+class Launched(NamedTuple):
+    """A step that the model has been given, and what is chosen from its logits."""
+
+    batch: batches.Batch
+    choices: Choices
+
+
 class EngineCore:
     """Continuous batching over one model and one paged cache.
 
@@ -97,13 +111,15 @@ class EngineCore:
         self._model = model
         self._cache = model.new_cache(options.blocks) if cache is None else cache
         self._text_stream = text_stream
+        self._choose = choose
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
         self._epochs: dict[str, int] = {}
+        self._in_flight: Launched | None = None
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._in_flight is not None
 
     def add(
         self,
@@ -169,35 +185,81 @@ class EngineCore:
         self._epochs[scope] = self._epochs.get(scope, 0) + 1
 
     def step(self) -> list[Output]:
-        """Advance every scheduled request; a failure is delivered to the requests of this step and to no others."""
+        """Advance every scheduled request; a failure is delivered to the requests of its step and to no others.  With
+        `overlap` the news are those of the step launched before, unless the host had to have a say in this one."""
         now = self._clock()
+        earlier, self._in_flight = self._in_flight, None
         plan = self.scheduler.schedule(now)
-        if not plan:
-            return []
         for scheduled in plan:
             if scheduled.sequence.scheduled is None:
                 scheduled.sequence.scheduled = now
-        try:
-            batch = batches.build(plan, self.pool.block_size)
-            logits = self._model.forward(batch.tokens, batch.attention, self._cache, batch.wanted)
-            choices = choose(logits, batch.sampled)
-        except Exception as error:
-            log.exception("a step of %d requests failed", len(plan))
-            return [self._fail(scheduled.sequence, error) for scheduled in plan]
+        launched, refused = None, None
+        if plan:
+            try:
+                launched = self._launch(plan, earlier)
+            except Exception as error:
+                log.exception("a step of %d requests failed", len(plan))
+                refused = error
+        outputs = self._land(earlier) if earlier is not None else []
+        if refused is not None:
+            return outputs + [self._fail(s.sequence, refused) for s in plan if self._runs(s.sequence)]
+        if launched is None:
+            return outputs
+        if not self.options.overlap or self._host_has_a_say(launched.batch.sampled):
+            return outputs + self._land(launched)
+        for row, scheduled in enumerate(launched.batch.sampled):
+            if self._runs(scheduled.sequence):
+                self.scheduler.commit(scheduled)
+                scheduled.sequence.tokens.append(-1 - row)
+                scheduled.sequence.owed = True
+        self._in_flight = launched
+        return outputs
+
+    def _launch(self, plan: list[Scheduled], earlier: Launched | None) -> Launched:
+        batch = batches.build(plan, self.pool.block_size)
+        sampled = (earlier.choices.tokens,) if earlier is not None and earlier.batch.sampled else ()
+        logits = self._model.forward(batch.tokens, batch.attention, self._cache, batch.wanted, *sampled)
+        choices = self._choose(logits, batch.sampled)
         self.counters.steps += 1
         self.counters.computed_tokens += len(batch.tokens)
         for scheduled in batch.unfinished:
             self.scheduler.commit(scheduled)
+        return Launched(batch, choices)
+
+    def _host_has_a_say(self, sampled: list[Scheduled]) -> bool:
+        """Whether what follows depends on tokens that the host must see first."""
+        guesses = self.scheduler.drafts_each(len(sampled))
+        return any(
+            adjusts(s.sequence)
+            or s.sequence.sampling.logprobs is not None
+            or s.drafts
+            or (guesses and s.sequence.drafter is not None)
+            for s in sampled
+        )
+
+    def _land(self, step: Launched) -> list[Output]:
+        """Wait for the tokens of `step`; the news of its requests, but those that have ended meanwhile."""
+        try:
+            step.choices.wait()
+        except Exception as error:
+            log.exception("a step of %d requests failed on the device", len(step.batch.sampled))
+            self.pool.forget()
+            whose = [*step.batch.sampled, *step.batch.unfinished]
+            return [self._fail(s.sequence, error) for s in whose if self._runs(s.sequence)]
         outputs, row = [], 0
-        for scheduled in batch.sampled:
-            outputs.append(self._advance(scheduled, choices, row))
+        for scheduled in step.batch.sampled:
+            if self._runs(scheduled.sequence):
+                outputs.append(self._advance(scheduled, step.choices, row))
             row += 1 + len(scheduled.drafts)
         return outputs
+
+    def _runs(self, sequence: Sequence) -> bool:
+        return self._sequences.get(sequence.request_id) is sequence
 
     def _advance(self, scheduled: Scheduled, choices: Choices, row: int) -> Output:
         """Choose the next tokens of a sequence, whose logits begin at `row`: as many as its drafts were right, and
         one.  What goes wrong with one request is its own failure."""
-        sequence, drafts = scheduled.sequence, scheduled.drafts
+        sequence, drafts, counted = scheduled.sequence, scheduled.drafts, scheduled.sequence.owed
         output = Output(sequence.request_id)
         accepted = 0
         try:
@@ -215,7 +277,10 @@ class EngineCore:
                 sequence.drafter.learn(len(drafts), accepted)
                 self.counters.drafted_tokens += len(drafts)
                 self.counters.accepted_tokens += accepted
-            self.scheduler.commit(scheduled, rejected=len(drafts) - accepted)
+            if counted:  # when it was launched, but for a block's last token that nobody knew
+                self.scheduler.publish(sequence)
+            else:
+                self.scheduler.commit(scheduled, rejected=len(drafts) - accepted)
             if output.finish:
                 output.text += sequence.text.flush()
                 self._finish(sequence, output)
@@ -231,7 +296,10 @@ class EngineCore:
         sampling = sequence.sampling
         if sampling.logprobs is not None:
             output.logprobs += (choices.logprob(row, token, sampling.logprobs),)
-        sequence.tokens.append(token)
+        if sequence.owed:
+            sequence.tokens[-1], sequence.owed = token, False
+        else:
+            sequence.tokens.append(token)
         sequence.untold += 1
         ended = token in sampling.stop_token_ids or (token in self.options.eos_token_ids and not sampling.ignore_eos)
         if not ended:

@@ -65,6 +65,7 @@ class DeviceModel:
         # What graphs read and write has to stay where it was when they were captured.
         self._logits = torch.empty(sizes[-1] if sizes else 0, model.config.vocab_size, device=device)
         self._rows = torch.arange(len(self._logits), device=device)
+        self._sampled = torch.zeros(len(self._logits), dtype=torch.int64, device=device)
         self._side = torch.cuda.Stream() if device.type == "cuda" else None  # one: each keeps a workspace for good
         pool = torch.cuda.graph_pool_handle() if shapes and device.type == "cuda" else None
         with torch.inference_mode():
@@ -74,15 +75,26 @@ class DeviceModel:
         return self._model.new_cache(blocks)
 
     @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor, plan: AttentionPlan, cache: object, wanted: torch.Tensor) -> torch.Tensor:
-        """As `Llama.forward`, for inputs on the host; logits on the device, overwritten by the next step."""
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        plan: AttentionPlan,
+        cache: object,
+        wanted: torch.Tensor,
+        sampled: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `Llama.forward`, for inputs on the host; logits on the device, overwritten by the next step.  Nothing is
+        waited for.  A token -1 - i stands for sampled[i], int64 on the device, which the host does not know yet."""
         graph = self._graph_for(tokens, plan, cache)
-        if graph is None:
+        if graph is None or (sampled is not None and len(sampled) > len(self._sampled)):
             width = plan.block_tables.shape[1]
             inputs = self._eager.send(
                 tokens, plan, wanted, Shape(len(tokens), len(plan.context_lens), width, len(wanted))
             )
-            return self._model.forward(inputs.tokens, inputs.plan, cache, inputs.wanted)
+            tokens = inputs.tokens if sampled is None else told(inputs.tokens, sampled)
+            return self._model.forward(tokens, inputs.plan, cache, inputs.wanted)
+        if sampled is not None:
+            self._sampled[: len(sampled)] = sampled
         self._replayed.send(tokens, plan, wanted[:0], graph.shape)
         graph.replay()
         if len(wanted) == len(tokens):
@@ -99,7 +111,7 @@ class DeviceModel:
         inputs, rows = self._replayed.empty(shape), self._rows[: shape.tokens]
 
         def compute() -> None:
-            logits = self._model.forward(inputs.tokens, inputs.plan, self._cache, rows)
+            logits = self._model.forward(told(inputs.tokens, self._sampled), inputs.plan, self._cache, rows)
             self._logits[: shape.tokens].copy_(logits)  # one buffer for all, or each graph would keep its own
 
         if self._device.type != "cuda":
@@ -114,6 +126,11 @@ class DeviceModel:
             compute()
         log.debug("captured a step of %d tokens", shape.tokens)
         return Graph(shape, graph.replay)
+
+
+def told(tokens: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    """`tokens` [n] with sampled[i] for each -1 - i; 0 for one that could not be drawn, whose request will fail."""
+    return torch.where(tokens < 0, sampled[(-1 - tokens).clamp(min=0)], tokens).clamp(min=0)
 
 
 class Buffer:

@@ -30,13 +30,16 @@ class Choices:
         self._finite = best.isfinite().tolist()
         self._best = tokens.tolist()
 
+    def wait(self) -> None:
+        """Until the tokens are on the host; raises what went wrong on the device."""
+
     def token(self, row: int, sequence: Sequence) -> int | None:
         """The next token of `sequence`, whose last token is the one that gave `row`; None where the row holds NaN or
         no finite value."""
         if not self._finite[row]:
             return None
         sampling = sequence.sampling
-        if sampling.temperature < COLDEST and not _adjusts(sequence):
+        if sampling.temperature < COLDEST and not adjusts(sequence):
             return self._best[row]
         return self._choose_here(row, sequence)
 
@@ -60,7 +63,10 @@ class Choices:
 class DeviceChoices(Choices):
     """The same for logits on a GPU, which stay there: all rows are drawn at once, and only tokens come over.  Rows with
     penalties, biases or a constraint come over whole.  Draws follow the same probabilities, from other random numbers
-    than on a CPU."""
+    than on a CPU.
+
+    `tokens` [rows] int64 are there, or will be, for the next step to read; on the host only after `wait`.
+    """
 
     def __init__(self, logits: torch.Tensor, sampled: list[Scheduled]):
         self._logits = logits
@@ -79,18 +85,31 @@ class DeviceChoices(Choices):
             bits = bits.pin_memory().to(logits.device, non_blocking=True)
         sent = bits.split([column.nbytes for column in columns])
         there = (part.view(column.dtype) for part, column in zip(sent, columns, strict=True))
-        self._tokens = kernels.sample(logits, kernels.SamplingRows(*there)).tolist()
+        self.tokens = kernels.sample(logits, kernels.SamplingRows(*there))
+        self._here, self._came = self.tokens, None
+        if logits.is_cuda:
+            self._here = torch.empty(len(rows), dtype=torch.int64, pin_memory=True)
+            self._here.copy_(self.tokens, non_blocking=True)
+            self._came = torch.cuda.Event()
+            self._came.record()
+        self._drawn: list[int] = []
+
+    def wait(self) -> None:
+        if self._came is not None:
+            self._came.synchronize()
+        self._drawn = self._here.tolist()
 
     def token(self, row: int, sequence: Sequence) -> int | None:
-        if self._tokens[row] < 0:
+        if self._drawn[row] < 0:
             return None
-        return self._choose_here(row, sequence) if _adjusts(sequence) else self._tokens[row]
+        return self._choose_here(row, sequence) if adjusts(sequence) else self._drawn[row]
 
     def _row(self, row: int) -> torch.Tensor:
         return self._logits[row].cpu()
 
 
-def _adjusts(sequence: Sequence) -> bool:
+def adjusts(sequence: Sequence) -> bool:
+    """Whether its logits depend on the tokens before, by more than the model."""
     s = sequence.sampling
     plain = s.repetition_penalty == 1 and s.presence_penalty == 0 and s.frequency_penalty == 0 and not s.logit_bias
     return not plain or sequence.grammar is not None
@@ -99,7 +118,7 @@ def _adjusts(sequence: Sequence) -> bool:
 def _adjusted(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
     """logits [vocab] with bias and penalties, and without what the constraint forbids."""
     sampling = sequence.sampling
-    if not _adjusts(sequence):
+    if not adjusts(sequence):
         return logits
     logits = logits.clone()
     if sampling.logit_bias:

@@ -78,13 +78,15 @@ class Scheduler:
         self._release(sequence)
 
     def schedule(self, now: float) -> list[Scheduled]:
-        """Plan one step at the time `now`.  Never empty while there is work: whoever was admitted first can always
-        advance, if need be by preempting all others.  Who has few tokens in it comes first, as kernels want it."""
+        """Plan one step at the time `now`.  Never empty while there is work, unless all of it is in flight: whoever was
+        admitted first can always advance, if need be by preempting all others.  Who has few tokens in it comes first,
+        as kernels want it."""
         plan: dict[str, Scheduled] = {}
         preempted_before = self.preempted_total
-        decodes = sorted((s for s in self.running.values() if s.decoding), key=lambda s: s.priority)
-        prefills = [s for s in self.running.values() if not s.decoding]
-        drafts = min(self.policy.max_draft, self.policy.draft_rows // len(decodes)) if decodes else 0
+        going_on = [s for s in self.running.values() if not s.complete]
+        decodes = sorted((s for s in going_on if s.decoding), key=lambda s: s.priority)
+        prefills = [s for s in going_on if not s.decoding]
+        drafts = self.drafts_each(len(decodes))
         for sequence in decodes:
             if sequence.request_id in self.running:  # not preempted for another one in this very loop
                 self._plan_decode(sequence, drafts, plan)
@@ -109,9 +111,13 @@ class Scheduler:
             left.spend(admitted.start, admitted.tokens)
         return sorted(plan.values(), key=lambda scheduled: scheduled.tokens > FEW_TOKENS)
 
+    def drafts_each(self, decodes: int) -> int:
+        """The most guesses for each of so many that decode."""
+        return min(self.policy.max_draft, self.policy.draft_rows // decodes) if decodes else 0
+
     def _plan_decode(self, sequence: Sequence, most_drafts: int, plan: dict[str, Scheduled]) -> None:
         drafts: tuple[int, ...] = ()
-        if most_drafts and sequence.drafter is not None:
+        if most_drafts and sequence.drafter is not None and not sequence.owed:
             most = min(most_drafts, sequence.sampling.max_tokens - sequence.generated - 1)
             # guesses are worth no preemption
             room = len(sequence.blocks) * self._block_size - sequence.computed - 1
@@ -145,7 +151,7 @@ class Scheduler:
         from_free = sum(1 for block in hits if not self.pool.in_use(block))
         start = len(hits) * self._block_size
         chunk = left.chunk(start, len(sequence.tokens) - start)
-        if chunk == 0:
+        if chunk == 0 or sequence.complete:  # preempted while its last token was in flight
             return None
         fresh = -(-(start + chunk) // self._block_size) - len(hits)
         reserve = self.watermark if self.running else 0
@@ -214,16 +220,19 @@ class Scheduler:
         sequence.published = 0
 
     def commit(self, scheduled: Scheduled, rejected: int = 0) -> None:
-        """A step succeeded: count its tokens, but for the guesses that were `rejected`, and publish the blocks that
-        are now full."""
-        sequence = scheduled.sequence
-        sequence.computed = scheduled.start + scheduled.tokens - rejected
+        """A step succeeded, or is on its way: count its tokens, but for the guesses that were `rejected`, and publish
+        the blocks that are now full."""
+        scheduled.sequence.computed = scheduled.start + scheduled.tokens - rejected
+        self.publish(scheduled.sequence)
+
+    def publish(self, sequence: Sequence) -> None:
+        """Make the full blocks of `sequence` findable, as far as their tokens are known."""
         full = sequence.computed // self._block_size
         if full > sequence.published:
-            names = sequence.block_names(self._block_size)
-            for i in range(sequence.published, full):
+            names = sequence.block_names(self._block_size)[:full]
+            for i in range(sequence.published, len(names)):
                 self.pool.publish(sequence.blocks[i], names[i])
-            sequence.published = full
+            sequence.published = len(names)
 
 
 class _Budget:

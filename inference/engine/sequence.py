@@ -34,7 +34,8 @@ class Drafter(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`tokens` = prompt and what was generated.  `computed` of them have their keys and values in `blocks`.
+    """`tokens` = prompt and what was generated.  `computed` of them have their keys and values in `blocks`, or will by
+    the end of the step in flight.  Where that step chooses the last token, it is `owed`: -1 - its row of the step.
 
     Everything the scheduler does is progress of `computed` towards len(tokens): a prefill, a chunk of one,
     a decode (one token behind) and a restart after preemption (computed = 0) are the same thing.
@@ -58,6 +59,7 @@ class Sequence:
     names: list[BlockName] = field(default_factory=list)
     published: int = 0
     preemptions: int = 0
+    owed: bool = False
     untold: int = 0  # tokens since the last text that was given out
 
     @property
@@ -66,14 +68,24 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def known(self) -> int:
+        return len(self.tokens) - self.owed
+
+    @property
     def generated(self) -> int:
-        return len(self.tokens) - self.prompt_tokens
+        """Tokens that are known, after the prompt."""
+        return self.known - self.prompt_tokens
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is to be computed any more, whatever the token that is owed may be."""
+        return len(self.tokens) - self.prompt_tokens >= self.sampling.max_tokens
 
     @property
     def decoding(self) -> bool:
         return self.computed >= self.prompt_tokens and self.pending == 1
 
     def block_names(self, block_size: int) -> list[BlockName]:
-        """The names of all full blocks, hashed once each."""
-        extend_names(self.names, self.root, self.tokens, block_size)
+        """The names of all full blocks whose tokens are known, hashed once each."""
+        extend_names(self.names, self.root, self.tokens, self.known, block_size)
         return self.names

@@ -54,10 +54,11 @@ class EngineMachine(RuleBasedStateMachine):
         blocks=st.integers(6, 12),
         budget=st.integers(1, 12),
         running=st.integers(1, 4),
-        draft_rows=st.sampled_from([0, 4, 12]),
+        guessing=st.sampled_from([(0, False), (4, False), (12, False), (0, True), (1, True), (2, True)]),
         step_seconds=st.sampled_from([0.0, 5.0, float("inf")]),
     )
-    def start(self, blocks: int, budget: int, running: int, draft_rows: int, step_seconds: float) -> None:
+    def start(self, blocks: int, budget: int, running: int, guessing: tuple[int, bool], step_seconds: float) -> None:
+        draft_rows, overlap = guessing  # steps with guesses don't overlap, so few may guess where any shall
         self.model = IntegerModel(block_size=BLOCK)
         self.core = make_core(
             blocks,
@@ -69,6 +70,7 @@ class EngineMachine(RuleBasedStateMachine):
             cost=StepCost(1.0, 1.0, 0.1),
             min_chunk=3,
             age_limit_seconds=20.0,
+            overlap=overlap,
         )
         self.model.before_step = self._in_mid_step
         allocate, admit = self.core.pool.allocate, self.core.scheduler._admit
@@ -118,6 +120,13 @@ class EngineMachine(RuleBasedStateMachine):
             self._step()
         self._ask(prompt, 1, "A")
 
+    @precondition(lambda self: len(self.live) < LIVE - 1)
+    @rule(counts=st.lists(st.integers(1, 4), min_size=2, max_size=2))
+    def together(self, counts: list[int]) -> None:
+        """Two that answer in the same steps and end in different ones, which they do not guess at."""
+        for count in counts:
+            self._ask([1], count, "B", guesses=False)
+
     @rule(times=st.integers(1, 3))
     def step(self, times: int) -> None:
         for _ in range(times):
@@ -146,20 +155,28 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.core.has_work)
     @rule(after_writing=st.booleans())
     def fail_step(self, after_writing: bool) -> None:
+        written: set[int] = set()
+
         def broken() -> None:
+            for s in self.model.planned:
+                first, last = s.start // BLOCK, (s.start + s.tokens - 1) // BLOCK
+                written.update(s.sequence.blocks[first : last + 1])
             raise Planted
 
         hook = "after_step" if after_writing else "before_step"
         whole = getattr(self.model, hook)
         setattr(self.model, hook, broken)
-        published = set(self.core.pool._block_of)
         try:
             made = self.core.step()
         finally:
             setattr(self.model, hook, whole)
-        assert {output.request_id for output in made} == {s.sequence.request_id for s in self.model.planned}
-        assert set(self.core.pool._block_of) <= published, "I17"
+        ended = {output.request_id for output in made if output.finish == "length"}  # by the step in flight
+        failed = [output for output in made if output.error is not None]
+        assert {output.request_id for output in failed} == {s.sequence.request_id for s in self.model.planned} - ended
+        assert not written & set(self.core.pool._name_of), "I17"
         for output in made:
+            self.outputs.setdefault(output.request_id, []).append(output)
+        for output in failed:
             assert isinstance(output.error, GenerationFailed)
             self.gone.add(output.request_id)
 
@@ -196,14 +213,15 @@ class EngineMachine(RuleBasedStateMachine):
 
     # ---- what rules do --------------------------------------------------------------------------
 
-    def _ask(self, prompt: list[int], count: int, scope: str) -> None:
+    def _ask(self, prompt: list[int], count: int, scope: str, guesses: bool = True) -> None:
         name = f"r{len(self.asked)}"
         self.asked[name] = (prompt, count, scope)
         self.born[name] = self.epochs[scope]
         tokens = prompt + expected(prompt, count, scope)
-        add(self.core, name, prompt, count, scope, priority=len(self.asked) % 2, drafter=Guesser(tokens))
+        guesser = Guesser(tokens) if guesses else None
+        add(self.core, name, prompt, count, scope, priority=len(self.asked) % 2, drafter=guesser)
         names: list[bytes] = []
-        sequences.extend_names(names, self.core._sequences[name].root, tokens, BLOCK)
+        sequences.extend_names(names, self.core._sequences[name].root, tokens, len(tokens), BLOCK)
         assert len(names) == len(tokens) // BLOCK, "I5: a block is named that is not full"
         for i, block_name in enumerate(names):
             claim = (scope, self.epochs[scope], tuple(tokens[: (i + 1) * BLOCK]))
@@ -212,7 +230,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _step(self) -> None:
         had_work, before = self.core.has_work, self.core.counters.computed_tokens
-        live = set(self.live)
+        live, in_flight = set(self.live), self.core._in_flight is not None
         outputs = self.core.step()
         assert not self.model.wrong, self.model.wrong
         for output in outputs:
@@ -221,7 +239,8 @@ class EngineMachine(RuleBasedStateMachine):
             assert output.request_id not in self.gone, "I16"
             self.outputs.setdefault(output.request_id, []).append(output)
         if had_work:
-            assert self.core.counters.computed_tokens > before, "I15: a step with work advanced nobody"
+            advanced = self.core.counters.computed_tokens > before or in_flight
+            assert advanced, "I15: a step with work advanced nobody"
 
     def _abort_nobody(self, name: str) -> None:
         before = fingerprint(self.core.pool)
@@ -244,6 +263,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert len(scheduler.running) <= scheduler.policy.max_running, "I15"
         for s in self.model.planned:
             assert s.start == s.sequence.computed
+            last = s.sequence.prompt_tokens + s.sequence.sampling.max_tokens - 1
+            assert s.start + s.tokens <= last, "I15: computes what nobody will ask for"
+            assert not (s.drafts and s.sequence.owed), "guesses after a token that nobody knows"
             for position in range(s.start, s.start + s.tokens):
                 block = s.sequence.blocks[position // BLOCK]
                 assert block != NULL_BLOCK, "I3"
@@ -286,13 +308,14 @@ class EngineMachine(RuleBasedStateMachine):
         holders: dict[int, tuple] = {}
         for name, sequence in self.core._sequences.items():
             scope, epoch = self.asked[name][2], self.born[name]
-            seen = chain(scope, sequence.tokens)
+            assert sequence.computed <= sequence.known, "I7: computed what nobody knew"
+            seen = chain(scope, sequence.tokens[: sequence.known])
             for position in range(sequence.computed):
                 block = sequence.blocks[position // BLOCK]
                 assert cache[block * BLOCK + position % BLOCK] == seen[position], "I7"
             for i, block in enumerate(sequence.blocks):
                 if pool._references[block] > 1:
-                    claim = (scope, epoch, tuple(sequence.tokens[: (i + 1) * BLOCK]))
+                    claim = (scope, epoch, tuple(sequence.tokens[: sequence.known][: (i + 1) * BLOCK]))
                     assert holders.setdefault(block, claim) == claim, "I12"
                     assert len(claim[2]) == (i + 1) * BLOCK, "I12"
         for block_name, block in pool._block_of.items():

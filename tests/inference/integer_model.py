@@ -16,7 +16,10 @@ import torch
 
 from inference import Sampling
 from inference.engine.core import EngineCore, EngineOptions
+from inference.engine.device import told
+from inference.engine.sampler import Choices
 from inference.engine.scheduler import Policy, Scheduled
+from inference.engine.sequence import Sequence
 from kernels import BLOCK_SIZE
 
 VOCABULARY = 97
@@ -72,8 +75,11 @@ class IntegerModel:
         self.cache = [UNWRITTEN] * (blocks * self.block_size)
         return self.cache
 
-    def forward(self, tokens, plan, cache, wanted):
+    def forward(self, tokens, plan, cache, wanted, sampled=None):
         self.before_step()
+        if sampled is not None:
+            tokens = told(tokens, sampled)
+        self._must(bool((tokens >= 0).all()), "was given a token that nobody had chosen")
         logits = torch.zeros(len(wanted), VOCABULARY)
         row_of = {row: i for i, row in enumerate(wanted.tolist())}
         tokens, starts, written = tokens.tolist(), plan.query_start.tolist(), plan.slot_mapping.tolist()
@@ -108,6 +114,23 @@ class IntegerModel:
             raise AssertionError(what)
 
 
+class LateChoices(Choices):
+    """As on a GPU: no token can be read before it was waited for, but the next step may have it."""
+
+    def __init__(self, logits: torch.Tensor, sampled: list[Scheduled]):
+        super().__init__(logits)
+        best, tokens = logits.max(-1)
+        self.tokens = tokens.where(best.isfinite(), -1)
+        self._came = False
+
+    def wait(self) -> None:
+        self._came = True
+
+    def token(self, row: int, sequence: Sequence) -> int | None:
+        assert self._came, "read a token before it came"
+        return super().token(row, sequence)
+
+
 class TokensAsText:
     """A text stream that writes token ids, each followed by a space."""
 
@@ -140,6 +163,7 @@ def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) ->
         text_stream=TokensAsText,
         clock=lambda: float(next(ticks)),
     )
+    core._choose = LateChoices
     schedule = core.scheduler.schedule
 
     def noted(now: float) -> list[Scheduled]:

@@ -298,7 +298,7 @@ def test_waste_is_the_last_block_alone():
 def test_names_depend_on_everything_that_makes_a_block():
     def names(*identity, tokens):
         found: list[bytes] = []
-        extend_names(found, root_name(*identity), tokens, BLOCK_SIZE)
+        extend_names(found, root_name(*identity), tokens, len(tokens), BLOCK_SIZE)
         return found
 
     tokens = prompt_of(48)

@@ -18,6 +18,7 @@ def on_host(logits, rows):
 
 def on_device(logits, rows):
     choices = DeviceChoices(logits, [Scheduled(sequence, 0, 1) for sequence in rows])
+    choices.wait()
     return [choices.token(row, sequence) for row, sequence in enumerate(rows)]
 
 
