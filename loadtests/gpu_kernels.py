@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import kernels
 from kernels import BLOCK_SIZE, AttentionPlan, LayerCache, SamplingRows, SharedPlan, rounding
@@ -108,8 +109,7 @@ def _attention(sizes: Sizes, device: str, floor) -> Iterator[Row]:
             dense = torch.randn(2, sizes.decodes, sizes.kv_heads, sizes.context, sizes.head_dim, device=device)
             k, v = dense.bfloat16()
             q = query[:, :, None]
-            sdpa = functools.partial(F.scaled_dot_product_attention, q, k, v, enable_gqa=True)
-            beside["SDPA, dense"] = milliseconds(sdpa)
+            beside = dense_attention(q, k, v, causal=False)
             del dense, k, v
         took = milliseconds(lambda query=query, cache=cache, plan=plan: kernels.attend(query, cache, plan, scale))
         yield Row(f"decode attention, {sizes.decodes} x {sizes.context}, {name}", took, floor(read), beside)
@@ -122,11 +122,28 @@ def _attention(sizes: Sizes, device: str, floor) -> Iterator[Row]:
         if before == 0:
             q = query.transpose(0, 1)[None]
             k, v = torch.randn(2, 1, sizes.kv_heads, sizes.chunk, sizes.head_dim, device=device).bfloat16()
-            sdpa = functools.partial(F.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True)
-            beside["SDPA, dense"] = milliseconds(sdpa)
+            beside = dense_attention(q, k, v, causal=True)
         took = milliseconds(lambda query=query, cache=cache, plan=plan: kernels.attend(query, cache, plan, scale))
         least = floor(0, 4 * pairs * sizes.heads * sizes.head_dim)
         yield Row(f"prefill attention, {sizes.chunk} after {before}", took, least, beside)
+
+
+def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> dict[str, float]:
+    """Milliseconds of torch's own attention over keys and values that lie in one piece, [sequences, heads, tokens, dim]
+    each."""
+    sdpa = functools.partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal, enable_gqa=True)
+    took = {"SDPA, dense": milliseconds(sdpa)}
+    flex = torch.compile(flex_attention) if q.is_cuda else flex_attention
+    mask = None
+    try:
+        if causal:
+            mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, q.shape[2], k.shape[2], device=q.device)
+        flexible = functools.partial(flex, q, k, v, block_mask=mask, enable_gqa=True)
+        torch.testing.assert_close(flexible(), sdpa(), atol=2e-2, rtol=2e-2)
+        took["FlexAttention, dense"] = milliseconds(flexible)
+    except Exception as error:  # it is compiled on the spot, by what that machine may lack
+        print(f"FlexAttention is left out: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return took
 
 
 def _sharing(sizes: Sizes, device: str, floor) -> Iterator[Row]:
