@@ -21,6 +21,7 @@ from inference.backend import FinishReason, Sampling, TokenLogprob, Usage
 from inference.engine import batch as batches
 from inference.engine.blocks import BlockPool, root_name
 from inference.engine.detokenizer import TextStream
+from inference.engine.ordering import DocumentTree, Order, Parts
 from inference.engine.sampler import Choices, adjusts, choose
 from inference.engine.scheduler import Policy, Scheduled, Scheduler
 from inference.engine.sequence import Drafter, Grammar, Sequence
@@ -41,7 +42,8 @@ class Model(Protocol):
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`identity` names the model and its dtype: cache blocks are only ever shared under one identity.
-    `block_size` in tokens: that of the model's cache.  `overlap`: the model only launches steps."""
+    `block_size` in tokens: that of the model's cache.  `overlap`: the model only launches steps.
+    `order`: of the documents in a prompt (`engine.ordering`)."""
 
     identity: str
     blocks: int
@@ -51,6 +53,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()
     max_queued: int = 256
     overlap: bool = False
+    order: Order = "relevance"
 
 
 class Output(msgspec.Struct):
@@ -107,7 +110,8 @@ class EngineCore:
         self.options = options
         self.counters = Counters()
         self.pool = BlockPool(options.blocks, options.block_size)
-        self.scheduler = Scheduler(self.pool, options.policy)
+        self.tree = DocumentTree(self.pool, options.policy.cost)
+        self.scheduler = Scheduler(self.pool, options.policy, self._replan)
         self._model = model
         self._cache = model.new_cache(options.blocks) if cache is None else cache
         self._text_stream = text_stream
@@ -124,7 +128,7 @@ class EngineCore:
     def add(
         self,
         request_id: str,
-        tokens: list[int],
+        prompt: list[int] | Parts,
         sampling: Sampling,
         scope: str,
         seed: int,
@@ -133,8 +137,12 @@ class EngineCore:
         grammar: Grammar | None = None,
         drafter: Drafter | None = None,
     ) -> None:
-        """Queue a request; the lower `priority`, the more urgent.  Raises RequestRefused, PromptTooLong or
-        Overloaded, and then nothing has changed."""
+        """Queue a request; the lower `priority`, the more urgent.  The documents of a `prompt` in parts are put into
+        the order that `options.order` says.  Raises RequestRefused, PromptTooLong or Overloaded, and then nothing has
+        changed."""
+        parts = prompt if isinstance(prompt, Parts) else None
+        order = () if parts is None else tuple(range(len(parts.documents)))
+        tokens = prompt if parts is None else parts.tokens(order)
         self.check_fits(len(tokens), sampling.max_tokens)
         if request_id in self._sequences:
             raise RequestRefused(f"request id {request_id!r} is already running")
@@ -152,7 +160,10 @@ class EngineCore:
             priority=priority,
             grammar=grammar,
             drafter=drafter,
+            parts=parts,
+            order=order,
         )
+        self._replan(sequence)
         self._sequences[request_id] = sequence
         self.scheduler.add(sequence)
 
@@ -173,7 +184,7 @@ class EngineCore:
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return None
-        self.scheduler.remove(sequence)
+        self._release(sequence)
         self.counters.aborted_requests += 1
         output = Output(request_id, finish="abort")
         _account(sequence, output)
@@ -312,7 +323,7 @@ class EngineCore:
 
     def _finish(self, sequence: Sequence, output: Output) -> None:
         del self._sequences[sequence.request_id]
-        self.scheduler.remove(sequence)
+        self._release(sequence)
         _account(sequence, output)
         self.counters.finished_requests += 1
         self.counters.prompt_tokens += sequence.prompt_tokens
@@ -321,10 +332,30 @@ class EngineCore:
 
     def _fail(self, sequence: Sequence, cause: Exception) -> Output:
         if self._sequences.pop(sequence.request_id, None) is not None:
-            self.scheduler.remove(sequence)
+            self._release(sequence)
         self.counters.failed_requests += 1
         error = GenerationFailed(f"the step that held this request failed ({type(cause).__name__}): try again")
         return Output(sequence.request_id, finish="abort", error=error)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.tree.leave(sequence.path)
+
+    def _replan(self, sequence: Sequence) -> None:
+        """Put the documents of a sequence that has not begun into the order that is best by now."""
+        parts = sequence.parts
+        if parts is None or sequence.scheduled is not None:
+            return
+        self.tree.leave(sequence.path)  # what it holds itself is not there yet
+        order = self.tree.plan(sequence.root, parts, self.options.order).order
+        if order != sequence.order:
+            tokens = parts.tokens(order)
+            room = min(self.options.max_context_tokens, self.pool.capacity * self.pool.block_size)
+            if len(tokens) + sequence.sampling.max_tokens > room:  # by its hint
+                order, tokens = sequence.order, sequence.tokens
+            sequence.order, sequence.tokens, sequence.prompt_tokens = order, tokens, len(tokens)
+            sequence.names = []
+        sequence.path = self.tree.hold(sequence.root, parts, order)
 
     @property
     def slots(self) -> tuple[int, int]:

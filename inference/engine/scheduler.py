@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -55,8 +56,10 @@ class Scheduler:
     """Owns the queues and hands out blocks.  Admission keeps `watermark` blocks free for running sequences to grow
     into."""
 
-    def __init__(self, pool: BlockPool, policy: Policy):
+    def __init__(self, pool: BlockPool, policy: Policy, replan: Callable[[Sequence], None] = lambda sequence: None):
+        """`replan` may change the tokens of a sequence that is about to be admitted."""
         self.pool = pool
+        self._replan = replan
         self.policy = policy
         self._block_size = pool.block_size
         self.watermark = max(1, pool.capacity // 50)
@@ -103,7 +106,9 @@ class Scheduler:
             # nobody is admitted in a step that had to preempt: it would be thrown out again in the next one
             if self.preempted_total > preempted_before and plan:
                 break
-            admitted = self._admit(self._next(now), left)
+            candidate = self._next(now)
+            self._replan(candidate)
+            admitted = self._admit(candidate, left)
             if admitted is None:
                 break
             self.waiting.remove(admitted.sequence)

@@ -10,6 +10,7 @@ import torch
 from inference.backend import Sampling
 from inference.engine.blocks import BlockName, extend_names
 from inference.engine.detokenizer import TextStream
+from inference.engine.ordering import Node, Parts
 
 
 class Grammar(Protocol):
@@ -36,6 +37,7 @@ class Drafter(Protocol):
 class Sequence:
     """`tokens` = prompt and what was generated.  `computed` of them have their keys and values in `blocks`, or will by
     the end of the step in flight.  Where that step chooses the last token, it is `owed`: -1 - its row of the step.
+    A prompt of documents has `parts`, in an `order` that may change until it is scheduled; `path` holds it in the tree.
 
     Everything the scheduler does is progress of `computed` towards len(tokens): a prefill, a chunk of one,
     a decode (one token behind) and a restart after preemption (computed = 0) are the same thing.
@@ -60,6 +62,9 @@ class Sequence:
     published: int = 0
     preemptions: int = 0
     owed: bool = False
+    parts: Parts | None = None
+    order: tuple[int, ...] = ()
+    path: list[Node] = field(default_factory=list)
     untold: int = 0  # tokens since the last text that was given out
 
     @property

@@ -133,7 +133,7 @@ MUTANTS = (
         "an abort keeps the blocks",
         EngineCore,
         "abort",
-        "    self.scheduler.remove(sequence)\n",
+        "    self._release(sequence)\n",
         "    self.scheduler.running.pop(request_id, None)\n",
     ),
     Mutant(
@@ -144,7 +144,7 @@ MUTANTS = (
         "        for s in plan:\n            self._runs(s.sequence) and self.scheduler.commit(s)\n"
         "        return outputs + [self._fail(",
     ),
-    Mutant("a failed request keeps its blocks", EngineCore, "_fail", "self.scheduler.remove(sequence)", "pass"),
+    Mutant("a failed request keeps its blocks", EngineCore, "_fail", "self._release(sequence)", "pass"),
     Mutant(
         "a failed step fails one request only",
         EngineCore,
