@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.errors import ApiError
-from inference import Constraint, Priority, Sampling, Usage
+from inference import Constraint, DocumentOrder, Priority, Sampling, Usage
 
 Absent = UnsetType
 Bias = Annotated[float, Meta(ge=-100, le=100)]
@@ -138,13 +138,16 @@ class ChatDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatCompletionRequest(CompletionFields, kw_only=True):
-    """POST /v1/chat/completions.  Model "refdesk" answers from documents, the bare model doesn't look at them."""
+    """POST /v1/chat/completions.  Model "refdesk" answers from documents.  The bare model doesn't look at them, but it
+    takes `documents` that the client has retrieved, best first; `document_order`: how they stand in the prompt, where
+    that is not to be the server's way."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1000)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     documents: Annotated[list[ChatDocument], Meta(max_length=100)] | None = None
+    document_order: DocumentOrder | None = None
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from inference.errors import (
     Unavailable,
     UnknownModel,
 )
-from inference.prompt import ChatPrompt, Message, Prompt, Segment, TextPrompt
+from inference.prompt import ChatPrompt, DocumentOrder, Message, Prompt, Segment, TextPrompt
 
 __all__ = [
     "Backend",
@@ -37,6 +37,7 @@ __all__ = [
     "Capabilities",
     "ChatPrompt",
     "Constraint",
+    "DocumentOrder",
     "EngineConfig",
     "FinishReason",
     "Finished",

@@ -16,7 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from inference.prompt import Prompt
+from inference.prompt import DocumentOrder, Prompt
 
 FinishReason = Literal["stop", "length", "abort"]
 Priority = Literal["interactive", "batch"]
@@ -57,13 +57,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`scope` is the access scope, chosen by the server: cache blocks are shared only inside one.  `priority`: what
-    somebody waits for goes before what nobody does, where a backend can choose."""
+    somebody waits for goes before what nobody does, where a backend can choose.  `document_order` of the prompt's
+    documents, where a backend shares them; None for the backend's own."""
 
     request_id: str
     prompt: Prompt
     sampling: Sampling = Sampling()
     scope: str = "public"
     priority: Priority = "interactive"
+    document_order: DocumentOrder | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

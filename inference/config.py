@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from inference.prompt import DocumentOrder
+
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -27,6 +29,8 @@ class EngineConfig(
 
     A step computes at most `max_batch_tokens` (512 on a CPU, 4096 on a GPU), and while answers stream takes about
     `step_ms` (170 and 20), so that their next tokens are not long in coming while others' prompts are read.
+    `document_order`: documents of a prompt stand by "relevance"; in the "planned" order, whose beginning the cache
+    holds already, with a line that tells their ranking; or in a "canonical" one, the same for the same documents.
     `max_draft_tokens`: guesses checked in one step when few stream, read off the prompt's own texts; 0 switches them
     off.
     """
@@ -41,6 +45,7 @@ class EngineConfig(
     max_batch_tokens: Count | None = None
     step_ms: Annotated[float, Meta(gt=0)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=0, le=32)] = 5
+    document_order: DocumentOrder = "relevance"
     max_running: Count = 64
     max_queued: Count = 256
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None

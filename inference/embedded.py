@@ -29,9 +29,10 @@ from inference.engine.detokenizer import TextStream
 from inference.engine.device import DeviceModel
 from inference.engine.grammar import Grammars
 from inference.engine.lookup import PromptLookup, TokenText
+from inference.engine.ordering import Parts
 from inference.errors import RequestRefused
 from inference.models import ModelError, load_model
-from inference.models.tokenizer import PromptEncoder, load_tokenizer
+from inference.models.tokenizer import PromptEncoder, length_in_tokens, load_tokenizer
 from inference.placement import cache_blocks, choose_place, cores
 from inference.prompt import Prompt, length_of
 from inference.running import Run, Running
@@ -88,6 +89,7 @@ class EmbeddedBackend:
                 ),
                 max_queued=config.max_queued,
                 overlap=place.on_gpu,
+                order=config.document_order,
             ),
             text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),
             clock=time.monotonic,
@@ -115,20 +117,21 @@ class EmbeddedBackend:
 
     async def _stream(self, request: GenerationRequest, run: Run) -> AsyncGenerator[GenerationEvent, None]:
         sampling = request.sampling
-        tokens, texts = await self._encode(request.prompt)
+        parts, texts = await self._encode(request.prompt)
         grammar = await asyncio.to_thread(self._grammars.open, sampling.constraint) if sampling.constraint else None
         seed = next(self._seeds)
         mailbox = self._thread.submit(
             request.request_id,
             lambda core: core.add(
                 request.request_id,
-                tokens,
+                parts,
                 sampling,
                 request.scope,
                 seed,
                 priority=PRIORITIES[request.priority],
                 grammar=grammar,
                 drafter=PromptLookup(texts) if self._drafts else None,
+                order=request.document_order,
             ),
         )
         try:
@@ -151,7 +154,7 @@ class EmbeddedBackend:
         self._running.abort(request_id)
 
     async def count_tokens(self, prompt: Prompt) -> int:
-        return len((await self._encode(prompt))[0])
+        return length_in_tokens((await self._encode(prompt))[0])
 
     async def health(self) -> Health:
         if not self._thread.alive:
@@ -189,7 +192,7 @@ class EmbeddedBackend:
     async def close(self) -> None:
         await asyncio.to_thread(self._thread.close)
 
-    async def _encode(self, prompt: Prompt) -> tuple[list[int], list[TokenText]]:
+    async def _encode(self, prompt: Prompt) -> tuple[list[int] | Parts, list[TokenText]]:
         try:
             if length_of(prompt) < LONG_PROMPT_CHARACTERS:
                 return self._encoder.encode_texts(prompt)

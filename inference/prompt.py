@@ -14,6 +14,7 @@ import msgspec
 
 Role = Literal["system", "user", "assistant"]
 SegmentKind = Literal["system", "document", "history", "question"]
+DocumentOrder = Literal["relevance", "planned", "canonical"]
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -43,15 +43,29 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Request:
-    """`passages` by id, in the order sent."""
+    """`passages` by id, in the order sent; `texts` with them, and the `question` that follows."""
 
     passages: tuple[int, ...]
     system: str
-    user: str
+    texts: tuple[str, ...]
+    question: str
+
+    @property
+    def user(self) -> str:
+        return "\n\n".join((*self.texts, self.question))
 
     @property
     def messages(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
+
+    def in_documents(self, document_order: str) -> dict:
+        """The same for a server that puts the documents of a chat in order itself."""
+        system, user = self.messages
+        return {
+            "messages": [system, {**user, "content": self.question}],
+            "documents": [{"text": text} for text in self.texts],
+            "document_order": document_order,
+        }
 
     @property
     def chatml(self) -> str:
@@ -95,8 +109,8 @@ def workload(texts: Sequence[str], count: int, order: str = "ranked", salt: int 
         words = sorted(set(re.findall(r"[A-Za-z]{4,9}", " ".join(texts[passage] for passage in sorted(chosen)))))
         a, b = draw.sample(words, 2)
         question = draw.choice(QUESTIONS).format(a=a, b=b)
-        passages = "\n\n".join(f"[doc {passage:03d}] {texts[passage]}" for passage in sent)
-        requests.append(Request(tuple(sent), SYSTEM.format(salt), f"{passages}\n\n{question}"))
+        passages = tuple(f"[doc {passage:03d}] {texts[passage]}" for passage in sent)
+        requests.append(Request(tuple(sent), SYSTEM.format(salt), passages, question))
     return requests
 
 
@@ -159,11 +173,12 @@ def quantile(values: Sequence[float], share: float) -> float:
     return round(ordered[low] + (ordered[high] - ordered[low]) * (at - low), 4)
 
 
-async def ask(client, url: str, model: str, request: Request, seen: Seen) -> None:
-    """Stream one chat completion into `seen`; what goes wrong is noted, not raised."""
+async def ask(client, url: str, model: str, request: Request, seen: Seen, documents: str | None = None) -> None:
+    """Stream one chat completion into `seen`; what goes wrong is noted, not raised.  `documents`: the order in which
+    the server shall put them, if they are to be sent apart."""
     body = {
         "model": model,
-        "messages": request.messages,
+        **(request.in_documents(documents) if documents else {"messages": request.messages}),
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
         "ignore_eos": True,
@@ -193,14 +208,16 @@ async def ask(client, url: str, model: str, request: Request, seen: Seen) -> Non
         seen.error = f"{type(error).__name__}: {error}"[:300]
 
 
-async def drive(url: str, model: str, requests: Sequence[Request], spiky: bool) -> list[Seen]:
+async def drive(
+    url: str, model: str, requests: Sequence[Request], spiky: bool, documents: str | None = None
+) -> list[Seen]:
     """All of them, `spiky` or by USERS users; in their order."""
     import httpx
 
     seen = [Seen() for _ in requests]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     async with httpx.AsyncClient(timeout=httpx.Timeout(300, connect=10), limits=limits) as client:
-        jobs: Iterator = (ask(client, url, model, r, s) for r, s in zip(requests, seen, strict=True))
+        jobs: Iterator = (ask(client, url, model, r, s, documents) for r, s in zip(requests, seen, strict=True))
         if not spiky:
 
             async def user() -> None:
@@ -234,11 +251,18 @@ def main() -> None:
     parser.add_argument("--spiky", action="store_true", help="sixteen at once every 20 s")
     parser.add_argument("--order", choices=ORDERS, default="ranked")
     parser.add_argument("--salt", type=int, default=1, help="0 to 9999")
+    parser.add_argument(
+        "--documents",
+        nargs="?",
+        const="planned",
+        choices=("relevance", "planned", "canonical"),
+        help="send the passages as `documents`, for the server to put in this order (planned)",
+    )
     options = parser.parse_args()
     warm, requests = plan(options.spiky, options.order, options.salt)
     url = options.url.rstrip("/").removesuffix("/v1")
-    asyncio.run(drive(url, options.model, warm, spiky=False))
-    seen = asyncio.run(drive(url, options.model, requests, options.spiky))
+    asyncio.run(drive(url, options.model, warm, False, options.documents))
+    seen = asyncio.run(drive(url, options.model, requests, options.spiky, options.documents))
     print(json.dumps(summarise(seen)))
     for error in sorted({s.error for s in seen if s.error}):
         print("failed:", error)

@@ -42,6 +42,7 @@ from gateway.streams import EventStream, whole
 from gateway.wire import JsonBody, plain_text
 from inference import (
     ChatPrompt,
+    DocumentOrder,
     Finished,
     GenerationRequest,
     Message,
@@ -124,7 +125,7 @@ async def chat(
     if data.model == REFDESK:
         events = _from_documents(desk, _ask(desk, own_id, data))
     else:
-        events = _generate(desk, own_id, _conversation(data), data, CHAT_TOKENS)
+        events = _generate(desk, own_id, _conversation(data), data, CHAT_TOKENS, data.document_order)
     return await _reply(request, desk, data, ChatShape(f"chatcmpl-{own_id}", data.model), events)
 
 
@@ -146,7 +147,12 @@ def _check_model(desk: Desk, name: str) -> None:
 
 
 async def _generate(
-    desk: Desk, own_id: str, prompt: Prompt, data: CompletionFields, max_tokens: int
+    desk: Desk,
+    own_id: str,
+    prompt: Prompt,
+    data: CompletionFields,
+    max_tokens: int,
+    document_order: DocumentOrder | None = None,
 ) -> AsyncGenerator[Event, None]:
     """The bare model's continuation: `n` of them side by side, whose prompt the engine reads once."""
     sampling = sampling_of(data, max_tokens=max_tokens, temperature=1.0)
@@ -157,6 +163,7 @@ async def _generate(
             prompt=prompt,
             sampling=sampling if index == 0 or sampling.seed is None else _seeded(sampling, index),
             priority=data.priority,
+            document_order=document_order,
         )
         for index in range(data.n or 1)
     ]
@@ -217,8 +224,9 @@ def _document(document: ChatDocument) -> Segment:
 
 
 def _ask(desk: Desk, own_id: str, data: ChatCompletionRequest) -> Ask:
-    if data.documents is not None:
-        raise ApiError(400, "unsupported_field", f"documents: {REFDESK} answers from its own", param="documents")
+    for field in ("documents", "document_order"):
+        if getattr(data, field) is not None:
+            raise ApiError(400, "unsupported_field", f"{field}: {REFDESK} answers from its own documents", param=field)
     wanted = {
         "n": (data.n or 1) > 1,
         "logprobs": bool(data.logprobs),

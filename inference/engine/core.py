@@ -21,11 +21,12 @@ from inference.backend import FinishReason, Sampling, TokenLogprob, Usage
 from inference.engine import batch as batches
 from inference.engine.blocks import BlockPool, root_name
 from inference.engine.detokenizer import TextStream
-from inference.engine.ordering import DocumentTree, Order, Parts
+from inference.engine.ordering import DocumentTree, Parts
 from inference.engine.sampler import Choices, adjusts, choose
 from inference.engine.scheduler import Policy, Scheduled, Scheduler
 from inference.engine.sequence import Drafter, Grammar, Sequence
 from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
+from inference.prompt import DocumentOrder
 from kernels import BLOCK_SIZE
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()
     max_queued: int = 256
     overlap: bool = False
-    order: Order = "relevance"
+    order: DocumentOrder = "relevance"
 
 
 class Output(msgspec.Struct):
@@ -136,13 +137,14 @@ class EngineCore:
         priority: int = 0,
         grammar: Grammar | None = None,
         drafter: Drafter | None = None,
+        order: DocumentOrder | None = None,
     ) -> None:
         """Queue a request; the lower `priority`, the more urgent.  The documents of a `prompt` in parts are put into
-        the order that `options.order` says.  Raises RequestRefused, PromptTooLong or Overloaded, and then nothing has
-        changed."""
+        the `order` asked for, or that of the options.  Raises RequestRefused, PromptTooLong or Overloaded, and then
+        nothing has changed."""
         parts = prompt if isinstance(prompt, Parts) else None
-        order = () if parts is None else tuple(range(len(parts.documents)))
-        tokens = prompt if parts is None else parts.tokens(order)
+        ranks = () if parts is None else parts.ranks
+        tokens = prompt if parts is None else parts.tokens(ranks)
         self.check_fits(len(tokens), sampling.max_tokens)
         if request_id in self._sequences:
             raise RequestRefused(f"request id {request_id!r} is already running")
@@ -161,7 +163,8 @@ class EngineCore:
             grammar=grammar,
             drafter=drafter,
             parts=parts,
-            order=order,
+            ordering=order or self.options.order,
+            order=ranks,
         )
         self._replan(sequence)
         self._sequences[request_id] = sequence
@@ -347,7 +350,7 @@ class EngineCore:
         if parts is None or sequence.scheduled is not None:
             return
         self.tree.leave(sequence.path)  # what it holds itself is not there yet
-        order = self.tree.plan(sequence.root, parts, self.options.order).order
+        order = self.tree.plan(sequence.root, parts, sequence.ordering).order
         if order != sequence.order:
             tokens = parts.tokens(order)
             room = min(self.options.max_context_tokens, self.pool.capacity * self.pool.block_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from hashlib import blake2b
 
 GRAM = 3  # tokens that must agree before anything is guessed
 PATIENCE = 8  # tokens without guesses after some that were wrong
@@ -16,11 +17,19 @@ PATIENCE = 8  # tokens without guesses after some that were wrong
 class TokenText:
     """The tokens of one text, and where each run of GRAM tokens goes on in it: the first place wins."""
 
-    __slots__ = ("_ahead", "tokens")
+    __slots__ = ("_ahead", "_key", "tokens")
 
     def __init__(self, tokens: array[int]):
         self.tokens = tokens
         self._ahead: dict[tuple[int, ...], int] | None = None
+        self._key = b""
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal tokens, and for no others."""
+        if not self._key:
+            self._key = blake2b(self.tokens.tobytes(), digest_size=16).digest()
+        return self._key
 
     def follows(self, gram: tuple[int, ...], most: int) -> Sequence[int]:
         """At most `most` tokens that come after `gram` in this text."""

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from inference.engine.blocks import BlockName, BlockPool, extend_names
 from inference.engine.cost import StepCost
-
-Order = Literal["relevance", "planned", "canonical"]
+from inference.prompt import DocumentOrder
 
 
 class Document(NamedTuple):
@@ -40,12 +39,17 @@ class Parts(NamedTuple):
     tail: Sequence[int]
     hint: Callable[[tuple[int, ...]], Sequence[int]] | None = None
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The order of relevance."""
+        return tuple(range(len(self.documents)))
+
     def tokens(self, order: tuple[int, ...]) -> list[int]:
         """The prompt with its documents in `order`."""
         tokens = list(self.head)
         for rank in order:
             tokens += self.documents[rank].tokens
-        if self.hint is not None and order != tuple(range(len(order))):
+        if self.hint is not None and order != self.ranks:
             tokens += self.hint(order)
         return tokens + list(self.tail)
 
@@ -97,10 +101,10 @@ class DocumentTree:
     def __len__(self) -> int:
         return self._nodes
 
-    def plan(self, root: BlockName, parts: Parts, order: Order = "planned") -> Plan:
+    def plan(self, root: BlockName, parts: Parts, order: DocumentOrder = "planned") -> Plan:
         """The order for `parts` under `root`.  The same question of the same cache gets the same answer; what a plan
         expects is never less than the order of relevance does."""
-        ranks = tuple(range(len(parts.documents)))
+        ranks = parts.ranks
         if order == "canonical":
             chosen = tuple(sorted(ranks, key=lambda rank: (parts.documents[rank].key, rank)))
             return Plan(chosen, self._along(root, parts, chosen)[0], self._along(root, parts, ranks)[0])

@@ -11,6 +11,7 @@ from inference.backend import Sampling
 from inference.engine.blocks import BlockName, extend_names
 from inference.engine.detokenizer import TextStream
 from inference.engine.ordering import Node, Parts
+from inference.prompt import DocumentOrder
 
 
 class Grammar(Protocol):
@@ -63,6 +64,7 @@ class Sequence:
     preemptions: int = 0
     owed: bool = False
     parts: Parts | None = None
+    ordering: DocumentOrder = "relevance"
     order: tuple[int, ...] = ()
     path: list[Node] = field(default_factory=list)
     untold: int = 0  # tokens since the last text that was given out

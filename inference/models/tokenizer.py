@@ -9,17 +9,21 @@ import tempfile
 import threading
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from inference.engine.lookup import TokenText
+from inference.engine.ordering import Document, Parts
 from inference.models.config import ModelError
 from inference.prompt import ChatPrompt, Prompt, TextPrompt
 
 log = logging.getLogger(__name__)
 
 _MARK = "\x02refdesk-message-{}\x03"  # stands for a message's text while the template is rendered
+RANKING = "The documents above by relevance, the best first: {}.\n\n"
 
 
 class PromptEncoder:
@@ -49,11 +53,14 @@ class PromptEncoder:
         return bool(self.hugging_face.chat_template)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The prompt's tokens.  Raises ModelError where the model's template can't take it."""
-        return self.encode_texts(prompt)[0]
+        """The prompt's tokens, its documents by relevance.  Raises ModelError where the model's template can't take
+        it."""
+        encoded = self.encode_texts(prompt)[0]
+        return encoded.tokens(encoded.ranks) if isinstance(encoded, Parts) else encoded
 
-    def encode_texts(self, prompt: Prompt) -> tuple[list[int], list[TokenText]]:
-        """The prompt's tokens, and those of its texts one by one, the last first: what an answer may quote."""
+    def encode_texts(self, prompt: Prompt) -> tuple[list[int] | Parts, list[TokenText]]:
+        """The prompt's tokens, in parts where there are documents to put in order, and those of its texts one by one,
+        the last first: what an answer may quote."""
         match prompt:
             case TextPrompt(text=text):
                 ids = array("i", self.tokenizer.encode(text).ids)
@@ -61,20 +68,38 @@ class PromptEncoder:
             case ChatPrompt():
                 return self._encode_chat(prompt)
 
-    def _encode_chat(self, prompt: ChatPrompt) -> tuple[list[int], list[TokenText]]:
+    def _encode_chat(self, prompt: ChatPrompt) -> tuple[list[int] | Parts, list[TokenText]]:
         glue = self._template(tuple(message.role for message in prompt.messages))
-        ids = list(glue[0])
+        pieces: list[Sequence[int] | TokenText] = [glue[0]]  # a text where it is a document
         texts = []
         for message, after in zip(prompt.messages, glue[1:], strict=True):
             for segment in message.segments:
                 text = self._encode_segment(segment.text, remember=segment.kind in ("document", "system"))
-                ids += text.tokens
+                pieces.append(text if segment.kind == "document" else text.tokens)
                 if message.role != "system":
                     texts.append(text)
-            ids += after
+            pieces.append(after)
         if prompt.reply_prefix:
-            ids += self._plain.encode(prompt.reply_prefix, add_special_tokens=False).ids
-        return ids, texts[::-1]
+            pieces.append(self._plain.encode(prompt.reply_prefix, add_special_tokens=False).ids)
+        return self._in_parts(pieces), texts[::-1]
+
+    def _in_parts(self, pieces: list[Sequence[int] | TokenText]) -> list[int] | Parts:
+        """Documents that stand side by side may change places; of several such runs the first one's do."""
+
+        def joined(some: list[Sequence[int] | TokenText]) -> list[int]:
+            return [token for piece in some for token in (piece.tokens if isinstance(piece, TokenText) else piece)]
+
+        first = next((i for i, piece in enumerate(pieces) if isinstance(piece, TokenText)), len(pieces))
+        documents = list(takewhile(lambda piece: isinstance(piece, TokenText), pieces[first:]))
+        if len(documents) < 2:
+            return joined(pieces)
+        tail = joined(pieces[first + len(documents) :])
+        return Parts(joined(pieces[:first]), tuple(Document(d.key, d.tokens) for d in documents), tail, self._ranking)
+
+    def _ranking(self, order: tuple[int, ...]) -> list[int]:
+        """A line that says where the documents of most relevance stand, `order` being their ranks."""
+        places = ", ".join(str(order.index(rank) + 1) for rank in range(len(order)))
+        return self._plain.encode(RANKING.format(places), add_special_tokens=False).ids
 
     def _encode_segment(self, text: str, remember: bool) -> TokenText:
         with self._lock:
@@ -118,6 +143,10 @@ class PromptEncoder:
                 self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in [*pieces, text]
             ]
         return self._glue[roles]
+
+
+def length_in_tokens(encoded: list[int] | Parts) -> int:
+    return len(encoded.tokens(encoded.ranks) if isinstance(encoded, Parts) else encoded)
 
 
 def load_tokenizer(path: Path):

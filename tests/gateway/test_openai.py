@@ -149,6 +149,18 @@ def test_documents_given_by_the_client_share_their_segments(client, backend):
     assert [s.kind for s in first] == ["document", "document", "question"]
     assert first[:2] == second[:2]
     assert first[0].text == "One\nFirst.\n\n"
+    assert backend.requests[0].document_order is None
+
+
+def test_the_order_of_documents_is_the_clients_to_choose(client, backend):
+    documents = {"documents": [{"text": "First."}, {"text": "Second."}]}
+    assert client.post("/v1/chat/completions", json=BARE | documents | {"document_order": "planned"}).status_code == 200
+    assert backend.requests[0].document_order == "planned"
+    wrong = client.post("/v1/chat/completions", json=BARE | documents | {"document_order": "best"})
+    assert wrong.status_code == 400
+    assert "document_order" in wrong.json()["error"]["message"]
+    ours = client.post("/v1/chat/completions", json=BARE | {"model": "refdesk", "document_order": "planned"})
+    assert ours.status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from contextlib import aclosing, asynccontextmanager
 
+import msgspec
 import pytest
 
 from inference import (
@@ -284,3 +285,20 @@ async def test_a_long_prompt_is_tokenised_beside_the_event_loop(model_folder, mo
 def test_more_cache_than_memory_is_refused(model_folder):
     with pytest.raises(ModelError, match="this machine has"):
         open_tiny(model_folder, kv_cache_mb=10**9)
+
+
+async def test_documents_in_the_order_that_is_cached(model_folder):
+    """The server's way, and the request's where it says one."""
+    texts = tuple(f"document {n}: " + "words and more words, " * 8 + "\n\n" for n in range(3))
+    backend = open_tiny(model_folder, document_order="planned")
+    try:
+        await collect(backend, ask("first", chat(documents=texts)))
+        turned = chat(documents=texts[1::-1] + texts[2:])
+        _, planned = await collect(backend, ask("second", turned))
+        kept = msgspec.structs.replace(ask("third", turned), document_order="relevance")
+        _, relevance = await collect(backend, kept)
+        assert await backend.count_tokens(turned) == relevance.usage.prompt_tokens
+        assert planned.usage.prompt_tokens > relevance.usage.prompt_tokens, "a line tells the ranking"
+        assert planned.usage.cached_tokens > relevance.usage.cached_tokens + 100
+    finally:
+        await backend.close()
