@@ -1,0 +1,230 @@
+"""What each order of documents saves: the real scheduler, block pool and tree over long traces, and no model.
+
+    python -m loadtests.sharing                    every trace and arm, three seeds; writes loadtests/results
+    python -m loadtests.sharing --requests 300     a quick look; nothing is written
+
+Every arm has the same blocks and gets the same requests one after the other, five documents each.  Counted are tokens:
+how much of the documents was not computed again, how often and how far the ranking was changed, and how long planning
+took.  What it does to times and answers is measured elsewhere: this ranks policies.  The traces:
+
+    topics     80 topics of 12 documents, drawn by Zipf's law; each request ranks its topic's documents anew
+    shift      the same, but in the middle of the run other topics become popular
+    alien      documents drawn evenly from 20,000: next to no overlap
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from inference import Sampling
+from inference.engine import EngineCore, EngineOptions, Policy
+from inference.engine.ordering import Document, Parts
+from kernels import BLOCK_SIZE
+from loadtests import report
+
+TOPICS, PER_TOPIC, PER_REQUEST = 80, 12, 5
+LENGTHS = (80, 320)  # tokens of a document, evenly
+ALIEN = 0.1  # of a request's documents come from elsewhere
+HEAD, QUESTION = 60, 30  # tokens
+BUDGETS = (48_000, 12_000)  # tokens of cache
+
+
+class NoModel:
+    """Computes nothing: what is asked of it is all that is counted."""
+
+    def new_cache(self, blocks: int) -> None:
+        return None
+
+    def forward(self, tokens, plan, cache, wanted) -> torch.Tensor:
+        return torch.zeros(len(wanted), 2)
+
+
+class NoText:
+    stopped = False
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+class Library:
+    """Documents by number, made when they are first asked for."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._documents: dict[int, Document] = {}
+
+    def __getitem__(self, number: int) -> Document:
+        if number not in self._documents:
+            rng = random.Random(f"{self._seed}/{number}")
+            tokens = tuple(rng.randrange(10, 50_000) for _ in range(rng.randint(*LENGTHS)))
+            self._documents[number] = Document(number.to_bytes(4, "little"), tokens)
+        return self._documents[number]
+
+
+def topics(rng: random.Random, count: int, shift: bool = False) -> Iterator[list[int]]:
+    """Ranked documents: a topic's by their closeness to the question, which is noise around their rank in it."""
+    order = rng.sample(range(TOPICS), TOPICS)
+    weights = [1 / (place + 1) for place in range(TOPICS)]
+    for i in range(count):
+        if shift and i == count // 2:
+            rng.shuffle(order)
+        topic = rng.choices(order, weights)[0]
+        close = {topic * PER_TOPIC + d: -d / 4 + rng.gauss(0, 1) for d in range(PER_TOPIC)}
+        ranked = sorted(close, key=close.__getitem__, reverse=True)[:PER_REQUEST]
+        yield [10**6 + rng.randrange(20_000) if rng.random() < ALIEN else document for document in ranked]
+
+
+def alien(rng: random.Random, count: int) -> Iterator[list[int]]:
+    for _ in range(count):
+        yield rng.sample(range(20_000), PER_REQUEST)
+
+
+TRACES: dict[str, Callable[[random.Random, int], Iterator[list[int]]]] = {
+    "topics": topics,
+    "shift": lambda rng, count: topics(rng, count, shift=True),
+    "alien": alien,
+}
+ARMS = {  # name: (what the client does, what the engine does)
+    "as ranked, LRU": ("relevance", "relevance"),
+    "by id": ("relevance", "canonical"),
+    "most popular first": ("popular", "relevance"),
+    "planned": ("relevance", "planned"),
+    "planned over popular": ("popular", "planned"),
+}
+
+
+class Counted(NamedTuple):
+    """Shares of all document tokens and of all requests; `displaced`: places from its rank, the mean of a document."""
+
+    reused: float
+    changed: float
+    displaced: float
+    plan_us: float
+    plan_us_p99: float
+
+
+def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
+    sorted_by, order = ARMS[arm]
+    core = EngineCore(
+        NoModel(),
+        EngineOptions(
+            identity="none",
+            blocks=blocks + 1,
+            max_context_tokens=100_000,
+            eos_token_ids=frozenset(),
+            policy=Policy(max_tokens=100_000),
+            order=order,
+        ),
+        text_stream=lambda stop: NoText(),
+        clock=time.monotonic,
+    )
+    library, rng = Library(seed), random.Random(f"{trace}/{seed}")
+    head = list(range(HEAD))
+    plan, took = core.tree.plan, []
+
+    def timed(*args):
+        began = time.perf_counter()
+        made = plan(*args)
+        took.append(1e6 * (time.perf_counter() - began))
+        return made
+
+    core.tree.plan = timed
+    seen: Counter[int] = Counter()
+    reused = total = changed = displaced = 0
+    for i, ranked in enumerate(TRACES[trace](rng, requests)):
+        ranked = list(dict.fromkeys(ranked))
+        sent = sorted(ranked, key=lambda d: -seen[d]) if sorted_by == "popular" else ranked
+        seen.update(ranked)
+        documents = tuple(library[number] for number in sent)
+        question = [50_000 + (i * QUESTION + j) % 400_000 for j in range(QUESTION)]
+        core.add(f"{i}", Parts(head, documents, question), Sampling(max_tokens=1, ignore_eos=True), "", 0)
+        sequence = core._sequences[f"{i}"]
+        served = [sent[rank] for rank in sequence.order]
+        while core.has_work:
+            for output in core.step():
+                assert output.error is None, output.error
+        tokens = sum(len(document.tokens) for document in documents)
+        if i >= requests // 10:  # the first tenth fills the cache
+            total += tokens
+            reused += min(tokens, max(0, sequence.cached_tokens - HEAD))
+            changed += served != ranked
+            displaced += sum(abs(at - ranked.index(d)) for at, d in enumerate(served)) / len(served)
+    counted = requests - requests // 10
+    core.pool.check()
+    return Counted(
+        reused / total,
+        changed / counted,
+        displaced / counted,
+        statistics.median(took),
+        sorted(took)[int(0.99 * len(took))],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.sharing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, help="of each run (3000)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    requests = options.requests or 3000
+    rows = []
+    for trace in TRACES:
+        for budget in BUDGETS if trace == "topics" else BUDGETS[:1]:
+            for arm in ARMS:
+                runs = [run(trace, arm, budget // BLOCK_SIZE, requests, seed) for seed in range(options.seeds)]
+                rows.append({"trace": trace, "budget": budget, "arm": arm, "runs": [each._asdict() for each in runs]})
+                print(line(rows[-1], rows), flush=True)
+    if options.requests is not None:
+        return
+    where = report.environment()
+    command = shlex.join(["python", "-m", "loadtests.sharing", *sys.argv[1:]])
+    lines = [
+        "# What the order of documents saves",
+        "",
+        f"`{command}`: {options.seeds} seeds of {requests} requests, the first tenth not counted; the real scheduler, "
+        f"block pool and tree, no model; commit {where['commit']}.  In brackets the seeds' least and largest.",
+        "",
+        "| trace | cache, tokens | order | document tokens reused | over as ranked | prompts changed | places moved "
+        "| planning, µs (p99) |",
+        "|" + "---|" * 8,
+        *(line(row, rows) for row in rows),
+        "",
+    ]
+    record = {"command": command, "rows": rows, "environment": where}
+    (options.out / "sharing.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (options.out / "sharing.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def line(row: dict, rows: list[dict]) -> str:
+    def mean(name: str, of: dict = row) -> float:
+        return statistics.fmean(each[name] for each in of["runs"])
+
+    plain = next(r for r in rows if (r["trace"], r["budget"]) == (row["trace"], row["budget"]))
+    over = mean("reused") / mean("reused", plain) if mean("reused", plain) else float("nan")
+    shares = [each["reused"] for each in row["runs"]]
+    return (
+        f"| {row['trace']} | {row['budget']} | {row['arm']} | {mean('reused'):.1%} ({min(shares):.1%} to "
+        f"{max(shares):.1%}) | {over:.2f} | {mean('changed'):.0%} | {mean('displaced'):.2f} | "
+        f"{mean('plan_us'):.0f} ({mean('plan_us_p99'):.0f}) |"
+    )
+
+
+if __name__ == "__main__":
+    main()
