@@ -32,7 +32,7 @@ from inference.engine.lookup import PromptLookup, TokenText
 from inference.engine.ordering import Parts
 from inference.errors import RequestRefused
 from inference.models import ModelError, load_model
-from inference.models.tokenizer import PromptEncoder, length_in_tokens, load_tokenizer
+from inference.models.tokenizer import PromptEncoder, by_relevance, load_tokenizer
 from inference.placement import cache_blocks, choose_place, cores
 from inference.prompt import Prompt, length_of
 from inference.running import Run, Running
@@ -154,7 +154,7 @@ class EmbeddedBackend:
         self._running.abort(request_id)
 
     async def count_tokens(self, prompt: Prompt) -> int:
-        return length_in_tokens((await self._encode(prompt))[0])
+        return len(by_relevance((await self._encode(prompt))[0]))
 
     async def health(self) -> Health:
         if not self._thread.alive:

@@ -22,13 +22,14 @@ from pathlib import Path
 import torch
 
 from inference import Sampling
-from inference.engine import EngineCore, EngineOptions, Policy
+from inference.engine import EngineCore
 from inference.engine.blocks import BlockPool, extend_names, root_name
 from inference.models import Llama, open_checkpoint, quantized
 from inference.models.linear import Linear
 from inference.placement import choose_dtype, cores
 from kernels import BLOCK_SIZE
 from loadtests import report
+from loadtests.free import Free, core_over
 from loadtests.run import RESULTS
 
 PREFILL = 1024
@@ -37,45 +38,6 @@ BATCHES = (1, 8, 16)
 STREAMS = 256
 REPEATS = 5
 CEILINGS = {"bf16": torch.bfloat16, "float32": torch.float32}  # some processors are slower in bf16
-
-
-class Free:
-    """A model that costs nothing: every logit is 0."""
-
-    def __init__(self) -> None:
-        self._logits = torch.zeros(1024, 256)
-
-    def new_cache(self, blocks: int) -> object:
-        return object()
-
-    def forward(self, tokens, plan, cache, wanted):
-        return self._logits[: len(wanted)]
-
-
-class NoText:
-    stopped = False
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-
-def core_over(model, blocks: int, **policy) -> EngineCore:
-    return EngineCore(
-        model,
-        EngineOptions(
-            identity="bench",
-            blocks=blocks,
-            max_context_tokens=8192,
-            eos_token_ids=frozenset(),
-            policy=Policy(**policy),
-            max_queued=10_000,
-        ),
-        text_stream=lambda stop: NoText(),
-        clock=time.monotonic,
-    )
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -22,6 +22,7 @@ from inference.models import Llama
 from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelConfig
 from kernels import BLOCK_SIZE, bytes_per_block
+from loadtests.free import NoText
 
 # Azure's code-completion service of 2023 (CC BY 4.0): quantiles of its hour, between which the trace here is drawn.  A
 # second has no arrivals three times in four, or else ten on average.
@@ -92,16 +93,6 @@ class RandomWeights(Checkpoint):
         if stem not in shapes:  # a norm
             return torch.ones(c.hidden_size, device=self._device, dtype=self._dtype)
         return torch.randn(shapes[stem], device=self._device, dtype=self._dtype) * 0.02
-
-
-class NoText:
-    stopped = False
-
-    def push(self, token: int) -> str:
-        return "x"
-
-    def flush(self) -> str:
-        return ""
 
 
 def open_core(size: str, quantization: str, kv_dtype: torch.dtype | None, setup: Setup, device: str):

@@ -349,7 +349,10 @@ class EngineCore:
         parts = sequence.parts
         if parts is None or sequence.scheduled is not None:
             return
-        self.tree.leave(sequence.path)  # what it holds itself is not there yet
+        if sequence.path and sequence.ordering != "planned":  # what the cache holds does not matter to it
+            return
+        held, sequence.path = sequence.path, []
+        self.tree.leave(held)  # what it holds itself is not there yet
         order = self.tree.plan(sequence.root, parts, sequence.ordering).order
         if order != sequence.order:
             tokens = parts.tokens(order)

@@ -55,8 +55,7 @@ class PromptEncoder:
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens, its documents by relevance.  Raises ModelError where the model's template can't take
         it."""
-        encoded = self.encode_texts(prompt)[0]
-        return encoded.tokens(encoded.ranks) if isinstance(encoded, Parts) else encoded
+        return by_relevance(self.encode_texts(prompt)[0])
 
     def encode_texts(self, prompt: Prompt) -> tuple[list[int] | Parts, list[TokenText]]:
         """The prompt's tokens, in parts where there are documents to put in order, and those of its texts one by one,
@@ -145,8 +144,9 @@ class PromptEncoder:
         return self._glue[roles]
 
 
-def length_in_tokens(encoded: list[int] | Parts) -> int:
-    return len(encoded.tokens(encoded.ranks) if isinstance(encoded, Parts) else encoded)
+def by_relevance(encoded: list[int] | Parts) -> list[int]:
+    """The tokens of a prompt whose documents stand in the order in which they were given."""
+    return encoded.tokens(encoded.ranks) if isinstance(encoded, Parts) else encoded
 
 
 def load_tokenizer(path: Path):
