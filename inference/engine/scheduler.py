@@ -94,26 +94,20 @@ class Scheduler:
             if sequence.request_id in self.running:  # not preempted for another one in this very loop
                 self._plan_decode(sequence, drafts, plan)
         left = _Budget(self.policy, list(plan.values()), self._block_size)
+        ahead: list[Sequence] = []
         for sequence in prefills:
             if sequence.request_id not in self.running:
                 continue
             self._adopt(sequence)
-            chunk = left.chunk(sequence.computed, sequence.pending)
-            if chunk > 0 and self._grow(sequence, chunk, plan):
-                plan[sequence.request_id] = Scheduled(sequence, sequence.computed, chunk)
-                left.spend(sequence.computed, chunk)
-        while self.waiting and len(self.running) < self.policy.max_running:
-            # nobody is admitted in a step that had to preempt: it would be thrown out again in the next one
-            if self.preempted_total > preempted_before and plan:
-                break
-            candidate = self._next(now)
-            self._replan(candidate)
-            admitted = self._admit(candidate, left)
-            if admitted is None:
-                break
-            self.waiting.remove(admitted.sequence)
-            plan[admitted.sequence.request_id] = admitted
-            left.spend(admitted.start, admitted.tokens)
+            if sequence.computed % self._block_size or not self._comes(sequence, sequence.computed, ahead):
+                chunk = left.chunk(sequence.computed, sequence.pending)
+                if chunk > 0 and self._grow(sequence, chunk, plan):
+                    plan[sequence.request_id] = Scheduled(sequence, sequence.computed, chunk)
+                    left.spend(sequence.computed, chunk)
+            ahead.append(sequence)
+        # nobody is admitted in a step that had to preempt: it would be thrown out again in the next one
+        if self.preempted_total == preempted_before or not plan:
+            self._admit_some(now, left, ahead, plan)
         return sorted(plan.values(), key=lambda scheduled: scheduled.tokens > FEW_TOKENS)
 
     def drafts_each(self, decodes: int) -> int:
@@ -136,19 +130,48 @@ class Scheduler:
         if self._grow(sequence, 1 + len(drafts), plan):
             plan[sequence.request_id] = Scheduled(sequence, sequence.computed, 1 + len(drafts), drafts)
 
-    def _next(self, now: float) -> Sequence:
-        """Who of those that wait is to be admitted first."""
+    def _admit_some(self, now: float, left: _Budget, ahead: list[Sequence], plan: dict[str, Scheduled]) -> None:
+        """Admit those that wait as long as there is room; behind those `ahead`, which are being prefilled."""
+        if len(self.running) >= self.policy.max_running:
+            return
+        for sequence in self._by_urgency(now):
+            if self._comes(sequence, self._cached(sequence), ahead):
+                continue
+            self._replan(sequence)
+            if self._comes(sequence, self._cached(sequence), ahead):
+                continue
+            admitted = self._admit(sequence, left)
+            if admitted is None:
+                break
+            self.waiting.remove(sequence)
+            plan[sequence.request_id] = admitted
+            left.spend(admitted.start, admitted.tokens)
+            ahead.append(sequence)
+            if len(self.running) >= self.policy.max_running:
+                break
+
+    def _by_urgency(self, now: float) -> list[Sequence]:
+        """The first of those that wait, whoever is to be admitted first at the head."""
         policy = self.policy
 
         def urgency(sequence: Sequence) -> tuple[bool, bool, int, int, float]:
             waited = now - sequence.arrived
             if sequence.preemptions or waited >= policy.age_limit_seconds:
                 return (False, not sequence.preemptions, 0, 0, sequence.arrived)
-            uncached = len(sequence.tokens) - len(self._hits(sequence)) * self._block_size
+            uncached = len(sequence.tokens) - self._cached(sequence)
             band = (uncached // 64).bit_length() - int(waited / policy.ageing_seconds)
             return (True, True, sequence.priority, band, sequence.arrived)
 
-        return min(islice(self.waiting, policy.look_ahead), key=urgency)
+        return sorted(islice(self.waiting, policy.look_ahead), key=urgency)
+
+    def _comes(self, sequence: Sequence, start: int, ahead: list[Sequence]) -> bool:
+        """Whether the block of `sequence` at token `start` is about to be computed for one of those `ahead`.  They are
+        given a step's budget first, so to wait for it is never later than to compute it a second time beside them."""
+        at = start // self._block_size
+        if at >= (len(sequence.tokens) - 1) // self._block_size:
+            return False
+        name = sequence.block_names(self._block_size)[at]
+        return any(other.names[at : at + 1] == [name] for other in ahead)
 
     def _admit(self, sequence: Sequence, left: _Budget) -> Scheduled | None:
         """Take what the cache holds of a waiting sequence and blocks for its first chunk, or nothing at all."""
@@ -177,6 +200,9 @@ class Scheduler:
         """Published blocks of the sequence's prefix; at least one token is left to compute, for its logits."""
         names = sequence.block_names(self._block_size)
         return self.pool.match(names[: (len(sequence.tokens) - 1) // self._block_size])
+
+    def _cached(self, sequence: Sequence) -> int:
+        return len(self._hits(sequence)) * self._block_size
 
     def _adopt(self, sequence: Sequence) -> None:
         """A running prefill takes over blocks that a sibling with the same documents has published meanwhile."""

@@ -83,11 +83,15 @@ MUTANTS = (
         "hits are computed again in place", Scheduler, "_admit", "start = len(hits) * self._block_size", "start = 0"
     ),
     Mutant("budget not spent by decodes", _Budget, "__init__", "- sum(s.tokens for s in decodes)", ""),
-    Mutant("no limit to those who run", Scheduler, "schedule", "and len(self.running) < self.policy.max_running", ""),
-    Mutant("a chunk is given past the budget", _Budget, "chunk", "min(pending, self._tokens)", "pending"),
     Mutant(
-        "adoption in the middle of a block", Scheduler, "_adopt", "if sequence.computed % self._block_size", "if False"
+        "no limit to those who run",
+        Scheduler,
+        "_admit_some",
+        "        if len(self.running) >= self.policy.max_running:\n            break",
+        "        pass",
     ),
+    Mutant("waiting for oneself", Scheduler, "_comes", "in ahead", "in [*ahead, sequence]"),
+    Mutant("a chunk is given past the budget", _Budget, "chunk", "min(pending, self._tokens)", "pending"),
     Mutant(
         "adoption counts a block too many", Scheduler, "_adopt", "computed += len(hits)", "computed += (1 + len(hits))"
     ),

@@ -42,6 +42,66 @@ def test_what_the_cache_holds_is_no_work():
     assert order_of_first_tokens(core) == ["running", "known", "unknown"]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("budget", [48, 64, 1000])
+def test_a_crowd_over_the_same_documents_computes_them_once(budget: int, overlap: bool):
+    documents, crowd = 20 * BLOCK_SIZE, 32
+    core = make_core(blocks=400, max_tokens=budget, overlap=overlap)
+    prompts = {f"{i}": prompt_of(documents) + prompt_of(5 + i % 20, i) for i in range(crowd)}
+    for name, prompt in prompts.items():
+        add(core, name, prompt, 2)
+    told = drain(core)
+    for name, prompt in prompts.items():
+        assert tokens_of(told[name]) == expected(prompt, 2)
+    once = documents + sum(len(prompt) - documents + 1 for prompt in prompts.values())
+    assert core.counters.computed_tokens == once
+
+
+def test_while_one_waits_for_a_sibling_others_are_admitted():
+    core = make_core(blocks=400, max_tokens=64, ageing_seconds=1e9)
+    add(core, "first", prompt_of(320), 1)
+    core.step()
+    add(core, "sibling", [*prompt_of(320), 1], 1)
+    add(core, "other", prompt_of(350, 1), 1)
+    core.step()
+    assert list(core.scheduler.running) == ["first"]  # which takes the whole step
+    while "first" in core.scheduler.running:
+        core.step()
+    drain(core)
+    assert core.counters.computed_tokens == 320 + 1 + 350
+
+
+def test_who_waits_for_a_sibling_that_leaves_goes_on_from_there():
+    core = make_core(blocks=400, max_tokens=64)
+    add(core, "first", prompt_of(320), 1)
+    add(core, "second", prompt_of(320), 1)
+    core.step()
+    core.step()
+    core.abort("first")
+    drain(core)
+    assert core.counters.computed_tokens == 320
+
+
+def test_nothing_is_adopted_in_the_middle_of_a_block():
+    """Where the sibling decodes what another's prompt says, nobody waits for it."""
+    core = make_core(blocks=40, max_tokens=6)
+    prompt = prompt_of(BLOCK_SIZE)
+    said = expected(prompt, 2 * BLOCK_SIZE)
+    add(core, "decodes", prompt, 2 * BLOCK_SIZE)
+    for _ in range(BLOCK_SIZE):
+        core.step()
+    add(core, "reads", prompt + said, 3)
+    core.step()
+    decodes, reads = core.scheduler.running.values()
+    assert decodes.computed < 2 * BLOCK_SIZE
+    assert reads.computed % BLOCK_SIZE
+    while decodes.published < 2:
+        core.step()
+    assert BLOCK_SIZE < reads.computed < 2 * BLOCK_SIZE
+    told = drain(core)
+    assert tokens_of(told["reads"]) == expected(prompt + said, 3)
+
+
 def test_waiting_lifts_a_request_and_age_puts_it_first():
     """The clock of these cores ticks once for every look at it."""
     for limits, first in (
