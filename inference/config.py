@@ -11,6 +11,7 @@ from inference.prompt import DocumentOrder
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Eviction = Literal["gdsf", "lru"]  # explained in inference/engine/eviction.py
 
 
 class EngineConfig(
@@ -31,6 +32,7 @@ class EngineConfig(
     `step_ms` (170 and 20), so that their next tokens are not long in coming while others' prompts are read.
     `document_order`: documents of a prompt stand by "relevance"; in the "planned" order, whose beginning the cache
     holds already, with a line that tells their ranking; or in a "canonical" one, the same for the same documents.
+    `cache_eviction`: what the cache gives up first: what is seldom asked for ("gdsf"), or was not for longest ("lru").
     `max_draft_tokens`: guesses checked in one step when few stream, read off the prompt's own texts; 0 switches them
     off.
     """
@@ -46,6 +48,7 @@ class EngineConfig(
     step_ms: Annotated[float, Meta(gt=0)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=0, le=32)] = 5
     document_order: DocumentOrder = "relevance"
+    cache_eviction: Eviction = "gdsf"
     max_running: Count = 64
     max_queued: Count = 256
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None

@@ -90,6 +90,7 @@ class EmbeddedBackend:
                 max_queued=config.max_queued,
                 overlap=place.on_gpu,
                 order=config.document_order,
+                eviction=config.cache_eviction,
             ),
             text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),
             clock=time.monotonic,

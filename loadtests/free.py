@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
+from inference.config import Eviction
 from inference.engine import EngineCore, EngineOptions, Policy
 from inference.prompt import DocumentOrder
 
@@ -33,7 +35,14 @@ class NoText:
         return ""
 
 
-def core_over(model, blocks: int, order: DocumentOrder = "relevance", **policy) -> EngineCore:
+def core_over(
+    model,
+    blocks: int,
+    order: DocumentOrder = "relevance",
+    eviction: Eviction = "gdsf",
+    clock: Callable[[], float] = time.monotonic,
+    **policy,
+) -> EngineCore:
     """An engine over `model` that has `blocks` of cache and writes no text; `policy` as for Policy."""
     return EngineCore(
         model,
@@ -45,7 +54,8 @@ def core_over(model, blocks: int, order: DocumentOrder = "relevance", **policy) 
             policy=Policy(**policy),
             max_queued=10_000,
             order=order,
+            eviction=eviction,
         ),
         text_stream=lambda stop: NoText(),
-        clock=time.monotonic,
+        clock=clock,
     )

@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inference import Sampling
+from inference.config import Eviction
 from inference.engine.ordering import Document, Parts
+from inference.prompt import DocumentOrder
 from kernels import BLOCK_SIZE
 from loadtests import report
 from loadtests.free import Free, core_over
@@ -77,12 +79,14 @@ TRACES: dict[str, Callable[[random.Random, int], Iterator[list[int]]]] = {
     "shift": lambda rng, count: topics(rng, count, shift=True),
     "alien": alien,
 }
-ARMS = {  # name: (what the client does, what the engine does)
-    "as ranked, LRU": ("relevance", "relevance"),
-    "by id": ("relevance", "canonical"),
-    "most popular first": ("popular", "relevance"),
-    "planned": ("relevance", "planned"),
-    "planned over popular": ("popular", "planned"),
+ARMS: dict[str, tuple[str, DocumentOrder, Eviction]] = {  # name: (what the client does, what the engine does)
+    "as ranked, LRU": ("relevance", "relevance", "lru"),
+    "as ranked": ("relevance", "relevance", "gdsf"),
+    "by id": ("relevance", "canonical", "gdsf"),
+    "most popular first": ("popular", "relevance", "gdsf"),
+    "planned, LRU": ("relevance", "planned", "lru"),
+    "planned": ("relevance", "planned", "gdsf"),
+    "planned over popular": ("popular", "planned", "gdsf"),
 }
 
 
@@ -97,8 +101,9 @@ class Counted(NamedTuple):
 
 
 def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
-    sorted_by, order = ARMS[arm]
-    core = core_over(Free(), blocks + 1, order, max_tokens=8192)
+    sorted_by, order, eviction = ARMS[arm]
+    now = 0
+    core = core_over(Free(), blocks + 1, order, eviction, lambda: float(now), max_tokens=8192)
     library, rng = Library(seed), random.Random(f"{trace}/{seed}")
     head = list(range(HEAD))
     plan, took = core.tree.plan, []
@@ -113,6 +118,7 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
     seen: Counter[int] = Counter()
     reused = total = changed = displaced = 0
     for i, ranked in enumerate(TRACES[trace](rng, requests)):
+        now = i  # a request comes every second
         ranked = list(dict.fromkeys(ranked))
         sent = sorted(ranked, key=lambda d: -seen[d]) if sorted_by == "popular" else ranked
         seen.update(ranked)

@@ -12,10 +12,11 @@ same people may read (vLLM's prefix caching; blake2b, 16 bytes, so collisions ca
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from inference.config import Eviction
+from inference.engine.eviction import NOTHING_TO_FIND, FreeBlocks, Popularity
 from kernels import BLOCK_SIZE
 
 NULL_BLOCK = 0
@@ -40,15 +41,22 @@ def extend_names(names: list[BlockName], root: BlockName, tokens: Sequence[int],
 
 
 class BlockPool:
-    """Reference counts, the free list in eviction order, and the index of published blocks."""
+    """Reference counts, the free blocks in the order of eviction, and the index of published blocks.
 
-    def __init__(self, blocks: int, block_size: int = BLOCK_SIZE):
+    `per_pair`: what a token costs more to compute for each one before it, over what it costs alone.
+    """
+
+    def __init__(self, blocks: int, block_size: int = BLOCK_SIZE, eviction: Eviction = "gdsf", per_pair: float = 0.0):
         if blocks < 2:
             raise ValueError(f"a pool needs at least 2 blocks (one is the null block), got {blocks}")
         self.capacity = blocks - 1
         self.block_size = block_size  # tokens
         self._references = [0] * blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, blocks))
+        self._free = FreeBlocks(range(1, blocks))
+        self._popularity = Popularity(8 * blocks) if eviction == "gdsf" else None
+        self._priority = [0.0] * blocks
+        self._clock = 0.0  # the priority of what was evicted last
+        self._block_cost = block_size * per_pair
         self._block_of: dict[BlockName, int] = {}
         self._name_of: dict[int, BlockName] = {}
         self.evicted_total = 0
@@ -78,21 +86,28 @@ class BlockPool:
         """Hold blocks that `match` found, from the free list if need be."""
         for block in blocks:
             if self._references[block] == 0:
-                del self._free[block]
+                self._free.remove(block)
             self._references[block] += 1
 
+    def asked(self, names: Sequence[BlockName], now: float) -> None:
+        """A request asks for the blocks of these names at the time `now`, in seconds."""
+        if self._popularity is not None:
+            self._popularity.note(names, now)
+
     def allocate(self, count: int) -> list[int] | None:
-        """`count` blocks to write into, the least recently used first; None, and nothing changed, if too few."""
+        """`count` blocks to write into, the least worth keeping first; None, and nothing changed, if too few."""
         if count > len(self._free):
             return None
         taken = []
         for _ in range(count):
-            block, _ = self._free.popitem(last=False)
+            block, priority = self._free.pop()
             name = self._name_of.pop(block, None)
             if name is not None:
                 del self._block_of[name]
                 self.evicted_total += 1
+                self._clock = max(self._clock, priority)
             self._references[block] = 1
+            self._priority[block] = 0.0
             taken.append(block)
         return taken
 
@@ -104,14 +119,23 @@ class BlockPool:
             self._name_of[block] = name
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give blocks back, a sequence's last first, so that chains are evicted from their ends."""
-        for block in reversed(blocks):
+        """Give the blocks of a sequence back.  No block is worth less than those that were computed on top of it, and
+        among equals a sequence's last go first, so that chains are evicted from their ends."""
+        worth = 0.0
+        for at in reversed(range(len(blocks))):
+            block = blocks[at]
             assert self._references[block] > 0, f"block {block} released twice"
+            name = self._name_of.get(block)
+            if name is not None:
+                worth = self._priority[block] = max(worth, self._priority[block], self._worth(name, at))
             self._references[block] -= 1
             if self._references[block] == 0:
-                self._free[block] = None
-                if block not in self._name_of:  # nothing to find again: use it before anything else
-                    self._free.move_to_end(block, last=False)
+                self._free.add(block, NOTHING_TO_FIND if name is None else self._priority[block])
+
+    def _worth(self, name: BlockName, at: int) -> float:
+        """The priority of a sequence's block number `at`; the least where nobody asked for it, as for an answer."""
+        frequency = 0.0 if self._popularity is None else self._popularity.of(name)
+        return self._clock + frequency * (1 + self._block_cost * at) if frequency else 0.0
 
     def forget(self) -> None:
         """Un-publish everything: after a failed step, or when what is stored can't be trusted."""

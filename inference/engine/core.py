@@ -18,6 +18,7 @@ import msgspec
 import torch
 
 from inference.backend import FinishReason, Sampling, TokenLogprob, Usage
+from inference.config import Eviction
 from inference.engine import batch as batches
 from inference.engine.blocks import BlockPool, root_name
 from inference.engine.detokenizer import TextStream
@@ -44,7 +45,7 @@ class Model(Protocol):
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`identity` names the model and its dtype: cache blocks are only ever shared under one identity.
     `block_size` in tokens: that of the model's cache.  `overlap`: the model only launches steps.
-    `order`: of the documents in a prompt (`engine.ordering`)."""
+    `order`: of the documents in a prompt (`engine.ordering`); `eviction`: of cached blocks (`engine.eviction`)."""
 
     identity: str
     blocks: int
@@ -55,6 +56,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int = 256
     overlap: bool = False
     order: DocumentOrder = "relevance"
+    eviction: Eviction = "gdsf"
 
 
 class Output(msgspec.Struct):
@@ -110,8 +112,9 @@ class EngineCore:
     ):
         self.options = options
         self.counters = Counters()
-        self.pool = BlockPool(options.blocks, options.block_size)
-        self.tree = DocumentTree(self.pool, options.policy.cost)
+        cost = options.policy.cost
+        self.pool = BlockPool(options.blocks, options.block_size, options.eviction, cost.pair_over_token)
+        self.tree = DocumentTree(self.pool, cost.pair_over_token)
         self.scheduler = Scheduler(self.pool, options.policy, self._replan)
         self._model = model
         self._cache = model.new_cache(options.blocks) if cache is None else cache

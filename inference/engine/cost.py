@@ -21,6 +21,11 @@ class StepCost:
         """What a chunk of `tokens` from position `start` adds to a step."""
         return self.per_token * tokens + self.per_pair * tokens * (start + (tokens + 1) / 2)
 
+    @property
+    def pair_over_token(self) -> float:
+        """What a token costs for each one before it, over what it costs alone; 0 while unknown."""
+        return self.per_pair / self.per_token if self.per_token else 0.0
+
     def tokens_within(self, seconds: float, start: int, most: int) -> int:
         """The longest chunk from `start`, at most `most` tokens, that adds no more than `seconds`."""
         if self.chunk(start, most) <= seconds:

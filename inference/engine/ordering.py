@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from inference.engine.blocks import BlockName, BlockPool, extend_names
-from inference.engine.cost import StepCost
 from inference.prompt import DocumentOrder
 
 
@@ -87,13 +86,16 @@ class Weights:
 
 
 class DocumentTree:
-    """The orders in which documents were served, over the blocks of `pool`."""
+    """The orders in which documents were served, over the blocks of `pool`.
 
-    def __init__(self, pool: BlockPool, cost: StepCost = StepCost(), weights: Weights = Weights()):
+    `per_pair`: what a token costs more to compute for each one before it, over what it costs alone: a cached token far
+    from the beginning saves more.
+    """
+
+    def __init__(self, pool: BlockPool, per_pair: float = 0.0, weights: Weights = Weights()):
         self._pool = pool
         self._weights = weights
-        # A cached token far from the beginning saves more: it would have attended to all before it.
-        self._per_pair = cost.per_pair / cost.per_token if cost.per_token else 0.0
+        self._per_pair = per_pair
         self._roots: dict[tuple[BlockName, tuple[int, ...]], Node] = {}
         self._nodes = 0
         self._sweep_at = 4096

@@ -144,6 +144,8 @@ class Scheduler:
             if admitted is None:
                 break
             self.waiting.remove(sequence)
+            if not sequence.preemptions:
+                self.pool.asked(sequence.block_names(self._block_size), now)
             plan[sequence.request_id] = admitted
             left.spend(admitted.start, admitted.tokens)
             ahead.append(sequence)

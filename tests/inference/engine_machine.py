@@ -56,8 +56,11 @@ class EngineMachine(RuleBasedStateMachine):
         running=st.integers(1, 4),
         guessing=st.sampled_from([(0, False), (4, False), (12, False), (0, True), (1, True), (2, True)]),
         step_seconds=st.sampled_from([0.0, 5.0, float("inf")]),
+        eviction=st.sampled_from(["gdsf", "lru"]),
     )
-    def start(self, blocks: int, budget: int, running: int, guessing: tuple[int, bool], step_seconds: float) -> None:
+    def start(
+        self, blocks: int, budget: int, running: int, guessing: tuple[int, bool], step_seconds: float, eviction: str
+    ) -> None:
         draft_rows, overlap = guessing  # steps with guesses don't overlap, so few may guess where any shall
         self.model = IntegerModel(block_size=BLOCK)
         self.core = make_core(
@@ -71,6 +74,7 @@ class EngineMachine(RuleBasedStateMachine):
             min_chunk=3,
             age_limit_seconds=20.0,
             overlap=overlap,
+            eviction=eviction,
         )
         self.model.before_step = self._in_mid_step
         allocate, admit = self.core.pool.allocate, self.core.scheduler._admit

@@ -45,7 +45,7 @@ MUTANTS = (
     Mutant("a partial block is named", sequence, "extend_names", "- block_size + 1", "- block_size + 2"),
     Mutant("revocation does nothing", EngineCore, "revoke", "+ 1", "+ 0"),
     # ---- pool ----
-    Mutant("a hit stays in the free list", BlockPool, "take", "del self._free[block]", "pass"),
+    Mutant("a hit stays in the free list", BlockPool, "take", "self._free.remove(block)", "pass"),
     Mutant("a hit takes no reference", BlockPool, "take", "self._references[block] += 1", "pass"),
     Mutant("an evicted block keeps its name", BlockPool, "allocate", "if name is not None", "if False"),
     Mutant(
@@ -56,7 +56,7 @@ MUTANTS = (
         BlockPool,
         "allocate",
         "        return None\n",
-        "        self._free.popitem()\n        return None\n",
+        "        self._free.pop()\n        return None\n",
     ),
     Mutant("freed while one still holds it", BlockPool, "release", "== 0:\n", "<= 1:\n"),
     Mutant("blocks are not given back", BlockPool, "release", "self._references[block] -= 1", "pass"),
@@ -66,8 +66,8 @@ MUTANTS = (
         "the null block is handed out",
         BlockPool,
         "__init__",
-        "fromkeys(range(1, blocks))",
-        "fromkeys(range(blocks - 1))",
+        "FreeBlocks(range(1, blocks))",
+        "FreeBlocks(range(blocks - 1))",
     ),
     # ---- scheduler ----
     Mutant("the whole prompt may be a hit", Scheduler, "_hits", "(len(sequence.tokens) - 1)", "len(sequence.tokens)"),
