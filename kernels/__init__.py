@@ -9,6 +9,7 @@ from kernels.paged_attention import attend, store
 from kernels.plan import BLOCK_SIZE, FEW_TOKENS, AttentionPlan
 from kernels.sampling import SamplingRows, sample
 from kernels.segments import SharedPlan, attend_shared
+from kernels.splicing import attention_received, splice
 
 __all__ = [
     "BLOCK_SIZE",
@@ -21,6 +22,7 @@ __all__ = [
     "add_rms_norm",
     "attend",
     "attend_shared",
+    "attention_received",
     "bytes_per_block",
     "multiply_packed",
     "multiply_rounded",
@@ -30,5 +32,6 @@ __all__ = [
     "sample",
     "scale_rows",
     "silu_mul",
+    "splice",
     "store",
 ]

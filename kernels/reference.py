@@ -23,14 +23,15 @@ FP8_MAX = 448.0  # of float8_e4m3fn
 def store(cache: LayerCache, keys: torch.Tensor, values: torch.Tensor, plan: AttentionPlan) -> None:
     """Write this step's keys and values ([tokens, kv_heads, head_dim]) into their slots, if they have any."""
     has_slot = plan.slot_mapping >= 0
-    block = plan.slot_mapping[has_slot] // BLOCK_SIZE
-    offset = plan.slot_mapping[has_slot] % BLOCK_SIZE
-    for new, into, scales in (
-        (keys[has_slot], cache.keys, cache.key_scales),
-        (values[has_slot], cache.values, cache.value_scales),
-    ):
+    write(cache, keys[has_slot], values[has_slot], plan.slot_mapping[has_slot])
+
+
+def write(cache: LayerCache, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
+    """Keys and values [tokens, kv_heads, head_dim] into `slots` [tokens] int64."""
+    block, offset = slots // BLOCK_SIZE, slots % BLOCK_SIZE
+    for new, into, scales in ((keys, cache.keys, cache.key_scales), (values, cache.values, cache.value_scales)):
         if scales is None:
-            into[block, :, offset] = new
+            into[block, :, offset] = new.to(into.dtype)
         else:
             scale = (new.float().abs().amax(-1) / torch.full((), FP8_MAX, device=new.device)).clamp(min=1e-12)
             scales[block, :, offset] = scale

@@ -147,7 +147,40 @@ class Llama:
         logits = self.head(self._norm(hidden, delta, self.final_norm))
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    @torch.inference_mode()
+    def look(
+        self, tokens: torch.Tensor, plan: kernels.AttentionPlan, cache: list[kernels.LayerCache], layers: range
+    ) -> torch.Tensor:
+        """How much each token of one sequence is attended to by its last ones, `tokens` [tokens] int64, in `layers`,
+        the last of which is the last that is computed: [context] float32, summed over tokens, heads and layers."""
+        hidden, delta = self.embedding[tokens], None
+        blocks, context = plan.block_tables[0], int(plan.context_lens[0])
+        received = torch.zeros(context, device=self.device)
+        for i in range(layers.stop):
+            layer = self.layers[i]
+            query = self._query(layer, self._norm(hidden, delta, layer.input_norm), plan, cache[i])
+            if i in layers:
+                received += kernels.attention_received(query, cache[i], blocks, context, self._scale)
+            delta = self._attended(layer, query, plan, cache[i])
+            gate_up = layer.gate_up(self._norm(hidden, delta, layer.mlp_norm))
+            delta = self._shard.sum(layer.down(kernels.silu_mul(gate_up)))
+        return received
+
+    @torch.inference_mode()
+    def splice(
+        self, cache: list[kernels.LayerCache], source: torch.Tensor, target: torch.Tensor, by: torch.Tensor
+    ) -> None:
+        """Copy what stands in the slots `source` [n] int64 to the slots `target` [n], where it stands `by` [n] int64
+        positions further on."""
+        cos, sin = self.rotary.turn(by)
+        for layer_cache in cache:
+            kernels.splice(layer_cache, source, target, cos, sin)
+
     def _attention(self, layer: Layer, x: torch.Tensor, plan: kernels.AttentionPlan, cache: kernels.LayerCache):
+        return self._attended(layer, self._query(layer, x, plan, cache), plan, cache)
+
+    def _query(self, layer: Layer, x: torch.Tensor, plan: kernels.AttentionPlan, cache: kernels.LayerCache):
+        """The turned queries of x [tokens, width]; its keys and values are in the cache."""
         config = self.config
         qkv = layer.qkv(x).view(len(x), -1, config.head_dim)
         query, keys, values = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)
@@ -156,9 +189,11 @@ class Llama:
                 self._norm(query.contiguous(), None, layer.q_norm),
                 self._norm(keys.contiguous(), None, layer.k_norm),
             )
-        query = kernels.rotate_and_store(query, keys, values, self.rotary.cos, self.rotary.sin, cache, plan)
+        return kernels.rotate_and_store(query, keys, values, self.rotary.cos, self.rotary.sin, cache, plan)
+
+    def _attended(self, layer: Layer, query: torch.Tensor, plan: kernels.AttentionPlan, cache: kernels.LayerCache):
         attended = kernels.attend(query, cache, plan, self._scale, layer.window)
-        return self._shard.sum(layer.attention_out(attended.view(len(x), -1)))
+        return self._shard.sum(layer.attention_out(attended.view(len(query), -1)))
 
     def _norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
         return kernels.add_rms_norm(hidden, delta, weight, self.config.rms_norm_eps)

@@ -33,9 +33,15 @@ class Rotary:
             raise ModelError(f"rope type {kind!r} is not supported: the engine knows default, linear, llama3 and yarn")
         if 2 * len(frequencies) != config.head_dim:
             raise ModelError("only a part of each head is rotated in this model: the engine knows whole heads")
+        self._frequencies = frequencies.to(device, torch.float32)
         angles = torch.outer(torch.arange(config.max_context_tokens, dtype=torch.float32), frequencies)
         angles = torch.cat((angles, angles), dim=-1)
         self.cos = (angles.cos() * scale).to(device, dtype)
         self.sin = (angles.sin() * scale).to(device, dtype)
         # rotate_half(x) * sin == swap_halves(x) * signed_sin: the sign lives in the table, not in every step
         self.sin[:, : config.head_dim // 2].neg_()
+
+    def turn(self, by: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [n, head_dim] float32 that turn by so many positions [n] int64 more, sin as in the table."""
+        angles = by[:, None].float() * self._frequencies
+        return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=-1)
