@@ -69,11 +69,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """`cached_tokens` of the `prompt_tokens` were read from the cache; each None where a remote server doesn't say."""
+    """`cached_tokens` of the `prompt_tokens` were read from the cache; each None where a remote server doesn't say.
+    `approximate_tokens` of these were computed at another place of another prompt; `recomputed_tokens` of the same
+    documents were computed again."""
 
     prompt_tokens: int | None
     completion_tokens: int
     cached_tokens: int | None = None
+    approximate_tokens: int = 0
+    recomputed_tokens: int = 0
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -37,8 +37,8 @@ def _at(cached: torch.Tensor, scales: torch.Tensor | None, block: torch.Tensor, 
 def attention_received(
     query: torch.Tensor, cache: LayerCache, blocks: torch.Tensor, context: int, scale: float
 ) -> torch.Tensor:
-    """How much each of the first `context` tokens is attended to by query [rows, heads, head_dim], turned already, which
-    are the last `rows` of them: weights summed over rows and heads, [context] float32.  `blocks` [width] hold them."""
+    """How much each of the first `context` tokens is attended to by query [rows, heads, head_dim], turned already and
+    the last `rows` of them: weights summed over rows and heads, [context] float32.  `blocks` [width] hold them."""
     rows, heads, dim = query.shape
     position = torch.arange(context, device=query.device)
     slots = blocks.long()[position // BLOCK_SIZE]

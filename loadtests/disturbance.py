@@ -38,11 +38,12 @@ import torch
 
 from inference import Sampling
 from inference.engine.ordering import Document, Parts
+from inference.engine.segments import looked_at, side_by_side
 from inference.models import Llama, open_checkpoint
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
 from inference.prompt import ChatPrompt, Message, Segment
 from kernels import BLOCK_SIZE, AttentionPlan
-from loadtests import rag, report
+from loadtests import curve, rag, report
 from loadtests.free import Free, core_over
 from loadtests.question_sets import CLAPNQ, clapnq_documents, clapnq_questions
 from loadtests.run import RESULTS
@@ -95,16 +96,6 @@ class Cache:
     def values(self, layer: int, count: int) -> torch.Tensor:
         """[count, kv_heads * head_dim] of the prompt's tokens."""
         return self.layers[layer].values[1 : 1 + ROOM].transpose(1, 2).flatten(0, 1)[:count].flatten(1).clone()
-
-
-def runs_of(positions: list[int]) -> Runs:
-    runs: Runs = []
-    for at in sorted(set(positions)):
-        if runs and runs[-1][1] == at:
-            runs[-1] = (runs[-1][0], at + 1)
-        else:
-            runs.append((at, at + 1))
-    return runs
 
 
 class Truth(NamedTuple):
@@ -227,7 +218,7 @@ def arms_of_reuse(cache: Cache, case: Case, truth: Truth, layers: dict[str, rang
 
     def arm(name: str, again: list[int]) -> tuple[str, Measured]:
         assemble()
-        cache.compute(prompt, runs_of([*again, *range(ends, len(prompt))]), [])
+        cache.compute(prompt, side_by_side(sorted([*set(again), *range(ends, len(prompt))])), [])
         return name, against(cache, case, truth, prompt, len(set(again)) / len(reused))
 
     def first(k: int) -> list[int]:
@@ -249,7 +240,7 @@ def arms_of_reuse(cache: Cache, case: Case, truth: Truth, layers: dict[str, rang
         tail = list(range(ends, len(prompt)))
         plan = AttentionPlan.of([len(tail)], [len(prompt)], cache.table()[None])
         received = cache.model.look(torch.tensor(prompt[ends:]), plan, cache.layers, which)
-        for share in (0.12, 0.25):
+        for share in (0.12, 0.25, 0.5):
             kept = first(BLOCK_SIZE)
             rest = sorted(set(reused) - set(kept))
             again = kept + most(received, max(0, round(share * len(reused)) - len(kept)), rest)
@@ -315,15 +306,16 @@ def main() -> None:
     checkpoint = open_checkpoint(options.model)
     model = Llama(checkpoint, torch.float32)
     encoder = PromptEncoder(load_tokenizer(checkpoint.path))
-    layers = {f" {given}": range(*map(int, given.split("-"))) for given in options.layers or ["14-30"]}
+    given = options.layers or ["{0.start}-{0.stop}".format(looked_at(len(model.layers)))]
+    layers = {f" {each}" if options.layers else "": range(*map(int, each.split("-"))) for each in given}
     cache = Cache(model)
     sets = {"rag": rag_cases(encoder, count, options.half)}
     if CLAPNQ.is_dir():
         sets["clapnq"] = clapnq_cases(encoder, count, options.half)
-    measured: dict[str, dict[str, list[Measured]]] = {}
+    rows = []
     began = time.monotonic()
     for of, cases in sets.items():
-        arms = measured[of] = {}
+        arms: dict[str, list[Measured]] = {}
         for i, case in enumerate(cases):
             truth = truth_of(cache, case)
             orders = arms_of_orders(cache, case, truth, i) if options.only != "reuse" else ()
@@ -332,16 +324,53 @@ def main() -> None:
                 arms.setdefault(name, []).append(each)
             print(f"{of}: {i + 1} of {len(cases)} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         for name, found in arms.items():
-            print(line(of, name, found), flush=True)
+            rows.append(summary(of, name, found))
+            print(line(rows[-1]), flush=True)
+    if options.prompts is None and options.only is None:
+        write(rows, options.out)
 
 
-def line(of: str, name: str, found: list[Measured]) -> str:
-    kl, low, high = interval([each.kl for each in found])
-    same = statistics.fmean(each.same for each in found)
+def summary(of: str, name: str, found: list[Measured]) -> dict:
     rises = [each.nll_rise for each in found if each.nll_rise is not None]
-    rise = "{:+.4f} ({:+.4f} to {:+.4f})".format(*interval(rises)) if rises else ""
-    again = statistics.fmean(each.recomputed for each in found)
-    return f"| {of} | {name} | {len(found)} | {again:.0%} | {kl:.4f} ({low:.4f} to {high:.4f}) | {same:.2f} | {rise} |"
+    return {
+        "set": of,
+        "arm": name,
+        "prompts": len(found),
+        "recomputed": statistics.fmean(each.recomputed for each in found),
+        "kl": interval([each.kl for each in found]),
+        "same": statistics.fmean(each.same for each in found),
+        "nll_rise": interval(rises) if rises else None,
+    }
+
+
+def line(row: dict) -> str:
+    rise = "" if row["nll_rise"] is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*row["nll_rise"])
+    return (
+        "| {set} | {arm} | {prompts} | {recomputed:.0%} | {kl[0]:.4f} ({kl[1]:.4f} to {kl[2]:.4f}) ".format(**row)
+        + f"| {row['same']:.2f} | {rise} |"
+    )
+
+
+def write(rows: list[dict], out: Path) -> None:
+    where = report.environment()
+    command = shlex.join(["python", "-m", "loadtests.disturbance", *sys.argv[1:]])
+    lines = [
+        "# What sharing disturbs",
+        "",
+        f"`{command}`: SmolLM2 in float32 against a full prefill in the order of relevance, over {TOLD} tokens of its "
+        f"answer; in brackets 95 % intervals; commit {where['commit']}.  Recomputed: of the documents but the first.",
+        "",
+        "![KL against tokens computed again](disturbance.svg)",
+        "",
+        "| prompts | arm | of them | recomputed | KL, nats | same best token | rise of the gold answer's NLL |",
+        "|" + "---|" * 7,
+        *(line(row) for row in rows),
+        "",
+    ]
+    record = {"command": command, "rows": rows, "environment": where}
+    (out / "disturbance.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (out / "disturbance.md").write_text("\n".join(lines), encoding="utf-8")
+    (out / "disturbance.svg").write_text(curve.picture(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

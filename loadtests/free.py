@@ -9,6 +9,7 @@ import torch
 
 from inference.config import Eviction
 from inference.engine import EngineCore, EngineOptions, Policy
+from inference.engine.core import Reusing
 from inference.prompt import DocumentOrder
 
 
@@ -23,6 +24,12 @@ class Free:
 
     def forward(self, tokens, plan, cache, wanted):
         return self._logits[: len(wanted)]
+
+    def look(self, tokens, plan, cache, layers):
+        return torch.zeros(int(plan.context_lens[0]))
+
+    def splice(self, cache, source, target, by):
+        pass
 
 
 class NoText:
@@ -40,6 +47,7 @@ def core_over(
     blocks: int,
     order: DocumentOrder = "relevance",
     eviction: Eviction = "gdsf",
+    reuse: Reusing | None = None,
     clock: Callable[[], float] = time.monotonic,
     **policy,
 ) -> EngineCore:
@@ -55,6 +63,7 @@ def core_over(
             max_queued=10_000,
             order=order,
             eviction=eviction,
+            reuse=reuse,
         ),
         text_stream=lambda stop: NoText(),
         clock=clock,

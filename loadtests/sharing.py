@@ -9,6 +9,7 @@ took.  What it does to times and answers is measured elsewhere: this ranks polic
 
     topics     80 topics of 12 documents, drawn by Zipf's law; each request ranks its topic's documents anew
     shift      the same, but in the middle of the run other topics become popular
+    novel      any five of 200 documents, which the cache could hold, in any order
     alien      documents drawn evenly from 20,000: next to no overlap
 """
 
@@ -28,6 +29,7 @@ from typing import NamedTuple
 
 from inference import Sampling
 from inference.config import Eviction
+from inference.engine.core import Reusing
 from inference.engine.ordering import Document, Parts
 from inference.prompt import DocumentOrder
 from kernels import BLOCK_SIZE
@@ -69,6 +71,11 @@ def topics(rng: random.Random, count: int, shift: bool = False) -> Iterator[list
         yield [10**6 + rng.randrange(20_000) if rng.random() < ALIEN else document for document in ranked]
 
 
+def novel(rng: random.Random, count: int) -> Iterator[list[int]]:
+    for _ in range(count):
+        yield rng.sample(range(200), PER_REQUEST)
+
+
 def alien(rng: random.Random, count: int) -> Iterator[list[int]]:
     for _ in range(count):
         yield rng.sample(range(20_000), PER_REQUEST)
@@ -77,23 +84,41 @@ def alien(rng: random.Random, count: int) -> Iterator[list[int]]:
 TRACES: dict[str, Callable[[random.Random, int], Iterator[list[int]]]] = {
     "topics": topics,
     "shift": lambda rng, count: topics(rng, count, shift=True),
+    "novel": novel,
     "alien": alien,
 }
-ARMS: dict[str, tuple[str, DocumentOrder, Eviction]] = {  # name: (what the client does, what the engine does)
-    "as ranked, LRU": ("relevance", "relevance", "lru"),
-    "as ranked": ("relevance", "relevance", "gdsf"),
-    "by id": ("relevance", "canonical", "gdsf"),
-    "most popular first": ("popular", "relevance", "gdsf"),
-    "planned, LRU": ("relevance", "planned", "lru"),
-    "planned": ("relevance", "planned", "gdsf"),
-    "planned over popular": ("popular", "planned", "gdsf"),
+SHARE = 0.25  # of a reused document's tokens computed again
+LOOKED = 16 / 30  # of a question's work, to see what it attends to
+
+
+class Arm(NamedTuple):
+    """What the client does, and what the engine does."""
+
+    sorted_by: str = "relevance"
+    order: DocumentOrder = "relevance"
+    eviction: Eviction = "gdsf"
+    segments: bool = False
+
+
+ARMS = {
+    "as ranked, LRU": Arm(eviction="lru"),
+    "as ranked": Arm(),
+    "by id": Arm(order="canonical"),
+    "most popular first": Arm(sorted_by="popular"),
+    "planned, LRU": Arm(order="planned", eviction="lru"),
+    "planned": Arm(order="planned"),
+    "planned over popular": Arm(sorted_by="popular", order="planned"),
+    "segments, as ranked": Arm(segments=True),
+    "segments, planned": Arm(order="planned", segments=True),
 }
 
 
 class Counted(NamedTuple):
-    """Shares of all document tokens and of all requests; `displaced`: places from its rank, the mean of a document."""
+    """Shares of all document tokens and of all requests; `prefilled`: tokens of a request, what was computed for others
+    on its account included; `displaced`: places from its rank, the mean of a document."""
 
     reused: float
+    prefilled: float
     changed: float
     displaced: float
     plan_us: float
@@ -101,9 +126,10 @@ class Counted(NamedTuple):
 
 
 def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
-    sorted_by, order, eviction = ARMS[arm]
+    sorted_by, order, eviction, segments = ARMS[arm]
     now = 0
-    core = core_over(Free(), blocks + 1, order, eviction, lambda: float(now), max_tokens=8192)
+    reuse = Reusing(SHARE, range(1)) if segments else None
+    core = core_over(Free(), blocks + 1, order, eviction, reuse, lambda: float(now), max_tokens=8192)
     library, rng = Library(seed), random.Random(f"{trace}/{seed}")
     head = list(range(HEAD))
     plan, took = core.tree.plan, []
@@ -116,7 +142,7 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
 
     core.tree.plan = timed
     seen: Counter[int] = Counter()
-    reused = total = changed = displaced = 0
+    reused = prefilled = total = changed = displaced = 0
     for i, ranked in enumerate(TRACES[trace](rng, requests)):
         now = i  # a request comes every second
         ranked = list(dict.fromkeys(ranked))
@@ -126,6 +152,7 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
         question = [50_000 + (i * QUESTION + j) % 400_000 for j in range(QUESTION)]
         core.add(f"{i}", Parts(head, documents, question), Sampling(max_tokens=1, ignore_eos=True), "", 0)
         sequence = core._sequences[f"{i}"]
+        before = core.counters.computed_tokens
         served = [sent[rank] for rank in sequence.order]
         while core.has_work:
             for output in core.step():
@@ -133,13 +160,18 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
         tokens = sum(len(document.tokens) for document in documents)
         if i >= requests // 10:  # the first tenth fills the cache
             total += tokens
-            reused += min(tokens, max(0, sequence.cached_tokens - HEAD))
+            computed = core.counters.computed_tokens - before
+            if sequence.reuse is not None:
+                computed += LOOKED * QUESTION
+            prefilled += computed
+            reused += tokens + QUESTION + HEAD - min(HEAD, sequence.cached_tokens) - computed
             changed += served != ranked
             displaced += sum(abs(at - ranked.index(d)) for at, d in enumerate(served)) / len(served)
     counted = requests - requests // 10
     core.pool.check()
     return Counted(
         reused / total,
+        prefilled / counted,
         changed / counted,
         displaced / counted,
         statistics.median(took),
@@ -173,9 +205,9 @@ def main() -> None:
         f"`{command}`: {options.seeds} seeds of {requests} requests, the first tenth not counted; the real scheduler, "
         f"block pool and tree, no model; commit {where['commit']}.  In brackets the seeds' least and largest.",
         "",
-        "| trace | cache, tokens | order | document tokens reused | over as ranked | prompts changed | places moved "
-        "| planning, µs (p99) |",
-        "|" + "---|" * 8,
+        "| trace | cache, tokens | order | document tokens reused | over as ranked | tokens prefilled "
+        "| prompts changed | places moved | planning, µs (p99) |",
+        "|" + "---|" * 9,
         *(line(row, rows) for row in rows),
         "",
     ]
@@ -193,7 +225,7 @@ def line(row: dict, rows: list[dict]) -> str:
     shares = [each["reused"] for each in row["runs"]]
     return (
         f"| {row['trace']} | {row['budget']} | {row['arm']} | {mean('reused'):.1%} ({min(shares):.1%} to "
-        f"{max(shares):.1%}) | {over} | {mean('changed'):.0%} | {mean('displaced'):.2f} | "
+        f"{max(shares):.1%}) | {over} | {mean('prefilled'):.0f} | {mean('changed'):.0%} | {mean('displaced'):.2f} | "
         f"{mean('plan_us'):.0f} ({mean('plan_us_p99'):.0f}) |"
     )
 

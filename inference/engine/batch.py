@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from inference.engine.scheduler import Scheduled
-from kernels import AttentionPlan
+from kernels import FEW_TOKENS, AttentionPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +24,36 @@ class Batch:
 
 
 def build(plan: list[Scheduled], block_size: int) -> Batch:
-    """The batch of `plan`, in its order: decodes come before longer chunks, as the scheduler puts them."""
+    """The batch of `plan`.  Who computes tokens that don't stand side by side becomes a row of the attention's plan for
+    each run of them: all keys and values of a layer are written before it attends."""
     tables = np.zeros((len(plan), max(len(s.sequence.blocks) for s in plan)), dtype=np.int32)
+    runs: list[tuple[int, int, int]] = []  # (which of the plan, start, end)
+    for i, s in enumerate(plan):
+        tables[i, : len(s.sequence.blocks)] = s.sequence.blocks
+        runs += ((i, start, end) for start, end in s.sequence.runs(s.start, s.end))
+    runs.sort(key=lambda run: run[2] - run[1] > FEW_TOKENS)  # who has few tokens comes first, as kernels want it
     tokens: list[int] = []
+    ends: dict[int, int] = {}  # the row behind the last of each
+    for i, start, end in runs:
+        s = plan[i]
+        known = min(end, s.end - len(s.drafts))
+        tokens += s.sequence.tokens[start:known]
+        if end == s.end:
+            tokens += s.drafts
+            ends[i] = len(tokens)
     sampled: list[Scheduled] = []
     unfinished: list[Scheduled] = []
     wanted: list[int] = []
     for i, s in enumerate(plan):
-        sequence, drafts = s.sequence, s.drafts
-        tables[i, : len(sequence.blocks)] = sequence.blocks
-        known = s.start + s.tokens - len(drafts)
-        tokens += sequence.tokens[s.start : known]
-        tokens += drafts
-        if known == len(sequence.tokens):
+        if s.end - len(s.drafts) == len(s.sequence.tokens):
             sampled.append(s)
-            wanted += range(len(tokens) - 1 - len(drafts), len(tokens))
+            wanted += range(ends[i] - 1 - len(s.drafts), ends[i])
         else:
             unfinished.append(s)
-    attention = AttentionPlan.of([s.tokens for s in plan], [s.start + s.tokens for s in plan], tables, block_size)
+    which = [i for i, _, _ in runs]
+    attention = AttentionPlan.of(
+        [end - start for _, start, end in runs], [end for _, _, end in runs], tables[which], block_size
+    )
     return Batch(
         tokens=torch.tensor(tokens, dtype=torch.int64),
         attention=attention,

@@ -53,7 +53,8 @@ class BlockPool:
         self.block_size = block_size  # tokens
         self._references = [0] * blocks
         self._free = FreeBlocks(range(1, blocks))
-        self._popularity = Popularity(8 * blocks) if eviction == "gdsf" else None
+        self._popularity = Popularity(8 * blocks)
+        self._keeps_popular = eviction == "gdsf"
         self._priority = [0.0] * blocks
         self._clock = 0.0  # the priority of what was evicted last
         self._block_cost = block_size * per_pair
@@ -91,8 +92,11 @@ class BlockPool:
 
     def asked(self, names: Sequence[BlockName], now: float) -> None:
         """A request asks for the blocks of these names at the time `now`, in seconds."""
-        if self._popularity is not None:
-            self._popularity.note(names, now)
+        self._popularity.note(names, now)
+
+    def popularity(self, name: BlockName) -> float:
+        """How often it was asked for, the longer ago the less; 0 for never, resident or not."""
+        return self._popularity.of(name)
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks to write into, the least worth keeping first; None, and nothing changed, if too few."""
@@ -134,7 +138,7 @@ class BlockPool:
 
     def _worth(self, name: BlockName, at: int) -> float:
         """The priority of a sequence's block number `at`; the least where nobody asked for it, as for an answer."""
-        frequency = 0.0 if self._popularity is None else self._popularity.of(name)
+        frequency = self._popularity.of(name) if self._keeps_popular else 0.0
         return self._clock + frequency * (1 + self._block_cost * at) if frequency else 0.0
 
     def forget(self) -> None:

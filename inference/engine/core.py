@@ -25,6 +25,7 @@ from inference.engine.detokenizer import TextStream
 from inference.engine.ordering import DocumentTree, Parts
 from inference.engine.sampler import Choices, adjusts, choose
 from inference.engine.scheduler import Policy, Scheduled, Scheduler
+from inference.engine.segments import Segments
 from inference.engine.sequence import Drafter, Grammar, Sequence
 from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
 from inference.prompt import DocumentOrder
@@ -57,6 +58,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     overlap: bool = False
     order: DocumentOrder = "relevance"
     eviction: Eviction = "gdsf"
+    reuse: Reusing | None = None
+
+
+class Reusing(msgspec.Struct, frozen=True):
+    """Documents are reused at any place: `engine.segments.Segments` has the meaning of both."""
+
+    share: float
+    layers: range
 
 
 class Output(msgspec.Struct):
@@ -115,9 +124,11 @@ class EngineCore:
         cost = options.policy.cost
         self.pool = BlockPool(options.blocks, options.block_size, options.eviction, cost.pair_over_token)
         self.tree = DocumentTree(self.pool, cost.pair_over_token)
-        self.scheduler = Scheduler(self.pool, options.policy, self._replan)
         self._model = model
         self._cache = model.new_cache(options.blocks) if cache is None else cache
+        reuse = options.reuse
+        self._segments = reuse and Segments(self.pool, model, self._cache, reuse.share, reuse.layers)
+        self.scheduler = Scheduler(self.pool, options.policy, self._replan, self._segments)
         self._text_stream = text_stream
         self._choose = choose
         self._clock = clock
@@ -170,8 +181,32 @@ class EngineCore:
             order=ranks,
         )
         self._replan(sequence)
+        if self._segments is not None and parts is not None:
+            self._compile(sequence)
         self._sequences[request_id] = sequence
         self.scheduler.add(sequence)
+
+    def _compile(self, sequence: Sequence) -> None:
+        """Have the documents computed that `sequence` reuses and no blocks hold, each as a request of its own."""
+        sequence.reuse = self._segments.plan(sequence.root, sequence.parts, sequence.order, sequence.arrived)
+        for span in self._segments.missing(sequence.reuse) if sequence.reuse is not None else ():
+            name = f"document {span.names[-1].hex()}"
+            if name not in self._sequences:
+                compiled = Sequence(
+                    request_id=name,
+                    tokens=[*span.compiled, span.compiled[-1]],  # a token more, so that all blocks are full
+                    prompt_tokens=len(span.compiled) + 1,
+                    sampling=Sampling(max_tokens=1, ignore_eos=True),
+                    root=sequence.root,
+                    text=self._text_stream(()),
+                    seed=0,
+                    arrived=sequence.arrived,
+                    priority=sequence.priority,
+                    compiles=True,
+                )
+                self._sequences[name] = compiled
+                self.scheduler.add(compiled)
+            sequence.reuse.awaits.add(name)
 
     def check_fits(self, prompt_tokens: int, max_tokens: int) -> None:
         """Refuse at once what could never be served."""
@@ -219,7 +254,7 @@ class EngineCore:
                 refused = error
         outputs = self._land(earlier) if earlier is not None else []
         if refused is not None:
-            return outputs + [self._fail(s.sequence, refused) for s in plan if self._runs(s.sequence)]
+            return outputs + self._fail_all([s.sequence for s in plan], refused)
         if launched is None:
             return outputs
         if not self.options.overlap or self._host_has_a_say(launched.batch.sampled):
@@ -262,11 +297,13 @@ class EngineCore:
             log.exception("a step of %d requests failed on the device", len(step.batch.sampled))
             self.pool.forget()
             whose = [*step.batch.sampled, *step.batch.unfinished]
-            return [self._fail(s.sequence, error) for s in whose if self._runs(s.sequence)]
+            return self._fail_all([s.sequence for s in whose], error)
         outputs, row = [], 0
         for scheduled in step.batch.sampled:
             if self._runs(scheduled.sequence):
-                outputs.append(self._advance(scheduled, step.choices, row))
+                output = self._advance(scheduled, step.choices, row)
+                if not scheduled.sequence.compiles:
+                    outputs.append(output)
             row += 1 + len(scheduled.drafts)
         return outputs
 
@@ -331,10 +368,17 @@ class EngineCore:
         del self._sequences[sequence.request_id]
         self._release(sequence)
         _account(sequence, output)
+        if sequence.compiles:
+            return
         self.counters.finished_requests += 1
         self.counters.prompt_tokens += sequence.prompt_tokens
         self.counters.cached_tokens += sequence.cached_tokens
         self.counters.generated_tokens += sequence.generated
+
+    def _fail_all(self, sequences: list[Sequence], cause: Exception) -> list[Output]:
+        """The last news of those that still run."""
+        failed = [(s, self._fail(s, cause)) for s in sequences if self._runs(s)]
+        return [output for sequence, output in failed if not sequence.compiles]
 
     def _fail(self, sequence: Sequence, cause: Exception) -> Output:
         if self._sequences.pop(sequence.request_id, None) is not None:
@@ -346,11 +390,17 @@ class EngineCore:
     def _release(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         self.tree.leave(sequence.path)
+        if sequence.compiles:
+            for other in self.scheduler.waiting:
+                if other.reuse is not None:
+                    other.reuse.awaits.discard(sequence.request_id)
 
     def _replan(self, sequence: Sequence) -> None:
         """Put the documents of a sequence that has not begun into the order that is best by now."""
+        if sequence.reuse is not None and self._segments.missing(sequence.reuse):
+            sequence.reuse = None  # evicted meanwhile: it computes them itself
         parts = sequence.parts
-        if parts is None or sequence.scheduled is not None:
+        if parts is None or sequence.scheduled is not None or sequence.reuse is not None:
             return
         if sequence.path and sequence.ordering != "planned":  # what the cache holds does not matter to it
             return
@@ -379,5 +429,12 @@ class EngineCore:
 
 def _account(sequence: Sequence, output: Output) -> None:
     """What a request that ends has used and waited; the wait is None where it never ran."""
-    output.usage = Usage(sequence.prompt_tokens, sequence.generated, sequence.cached_tokens)
+    reuse = sequence.reuse
+    output.usage = Usage(
+        sequence.prompt_tokens,
+        sequence.generated,
+        sequence.cached_tokens,
+        0 if reuse is None else reuse.approximate,
+        0 if reuse is None else reuse.again,
+    )
     output.queued_seconds = None if sequence.scheduled is None else sequence.scheduled - sequence.arrived

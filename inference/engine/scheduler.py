@@ -14,8 +14,8 @@ from itertools import islice
 
 from inference.engine.blocks import BlockPool
 from inference.engine.cost import UNKNOWN, StepCost
+from inference.engine.segments import Segments
 from inference.engine.sequence import Sequence
-from kernels import FEW_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +44,35 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """`tokens` of the sequence from `start` on, the last of them guessed: `drafts`."""
+    """`tokens` of the sequence are computed from `start` on, the last of them guessed: `drafts`."""
 
     sequence: Sequence
     start: int
     tokens: int
     drafts: tuple[int, ...] = ()
 
+    @property
+    def end(self) -> int:
+        """The token behind them."""
+        return self.sequence.end_of(self.start, self.tokens)
+
 
 class Scheduler:
     """Owns the queues and hands out blocks.  Admission keeps `watermark` blocks free for running sequences to grow
     into."""
 
-    def __init__(self, pool: BlockPool, policy: Policy, replan: Callable[[Sequence], None] = lambda sequence: None):
-        """`replan` may change the tokens of a sequence that is about to be admitted."""
+    def __init__(
+        self,
+        pool: BlockPool,
+        policy: Policy,
+        replan: Callable[[Sequence], None] = lambda sequence: None,
+        segments: Segments | None = None,
+    ):
+        """`replan` may change the tokens of a sequence that is about to be admitted; `segments` where documents are
+        reused at other places than they were computed at."""
         self.pool = pool
         self._replan = replan
+        self._segments = segments
         self.policy = policy
         self._block_size = pool.block_size
         self.watermark = max(1, pool.capacity // 50)
@@ -82,8 +95,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> list[Scheduled]:
         """Plan one step at the time `now`.  Never empty while there is work, unless all of it is in flight: whoever was
-        admitted first can always advance, if need be by preempting all others.  Who has few tokens in it comes first,
-        as kernels want it."""
+        admitted first can always advance, if need be by preempting all others."""
         plan: dict[str, Scheduled] = {}
         preempted_before = self.preempted_total
         going_on = [s for s in self.running.values() if not s.complete]
@@ -99,7 +111,7 @@ class Scheduler:
             if sequence.request_id not in self.running:
                 continue
             self._adopt(sequence)
-            if sequence.computed % self._block_size or not self._comes(sequence, sequence.computed, ahead):
+            if not self._comes(sequence, sequence.computed, ahead):
                 chunk = left.chunk(sequence.computed, sequence.pending)
                 if chunk > 0 and self._grow(sequence, chunk, plan):
                     plan[sequence.request_id] = Scheduled(sequence, sequence.computed, chunk)
@@ -108,7 +120,7 @@ class Scheduler:
         # nobody is admitted in a step that had to preempt: it would be thrown out again in the next one
         if self.preempted_total == preempted_before or not plan:
             self._admit_some(now, left, ahead, plan)
-        return sorted(plan.values(), key=lambda scheduled: scheduled.tokens > FEW_TOKENS)
+        return list(plan.values())
 
     def drafts_each(self, decodes: int) -> int:
         """The most guesses for each of so many that decode."""
@@ -135,6 +147,8 @@ class Scheduler:
         if len(self.running) >= self.policy.max_running:
             return
         for sequence in self._by_urgency(now):
+            if sequence.reuse is not None and sequence.reuse.awaits:
+                continue
             if self._comes(sequence, self._cached(sequence), ahead):
                 continue
             self._replan(sequence)
@@ -144,7 +158,7 @@ class Scheduler:
             if admitted is None:
                 break
             self.waiting.remove(sequence)
-            if not sequence.preemptions:
+            if not sequence.preemptions and sequence.reuse is None:
                 self.pool.asked(sequence.block_names(self._block_size), now)
             plan[sequence.request_id] = admitted
             left.spend(admitted.start, admitted.tokens)
@@ -169,34 +183,53 @@ class Scheduler:
     def _comes(self, sequence: Sequence, start: int, ahead: list[Sequence]) -> bool:
         """Whether the block of `sequence` at token `start` is about to be computed for one of those `ahead`.  They are
         given a step's budget first, so to wait for it is never later than to compute it a second time beside them."""
-        at = start // self._block_size
-        if at >= (len(sequence.tokens) - 1) // self._block_size:
+        at, within = divmod(start, self._block_size)
+        if within or at >= (len(sequence.tokens) - 1) // self._block_size:
             return False
         name = sequence.block_names(self._block_size)[at]
-        return any(other.names[at : at + 1] == [name] for other in ahead)
+        return any(other.reuse is None and other.names[at : at + 1] == [name] for other in ahead)
 
     def _admit(self, sequence: Sequence, left: _Budget) -> Scheduled | None:
         """Take what the cache holds of a waiting sequence and blocks for its first chunk, or nothing at all."""
         hits = self._hits(sequence)
-        from_free = sum(1 for block in hits if not self.pool.in_use(block))
         start = len(hits) * self._block_size
         chunk = left.chunk(start, len(sequence.tokens) - start)
         if chunk == 0 or sequence.complete:  # preempted while its last token was in flight
             return None
-        fresh = -(-(start + chunk) // self._block_size) - len(hits)
+        segments = self._segments.sources(sequence.reuse, start) if sequence.reuse is not None else []
+        end = start + chunk if sequence.reuse is None else len(sequence.tokens)
+        fresh = -(-end // self._block_size) - len(hits)
+        held = set(hits).union(*segments)
+        from_free = sum(1 for block in held if not self.pool.in_use(block))
         reserve = self.watermark if self.running else 0
         if fresh + from_free + reserve > self.pool.free_blocks:
             return None
-        self.pool.take(hits)
-        blocks = self.pool.allocate(fresh)
-        assert blocks is not None
-        sequence.blocks = hits + blocks
+        for blocks in (hits, *segments):
+            self.pool.take(blocks)
+        sequence.blocks = hits + (self.pool.allocate(fresh) or [])
+        assert len(sequence.blocks) == len(hits) + fresh
         sequence.computed = start
         sequence.published = len(hits)
         if sequence.preemptions == 0:
             sequence.cached_tokens = start
+        if sequence.reuse is not None:
+            self._reuse(sequence)
+            for blocks in segments:
+                self.pool.release(blocks)
+            chunk = left.chunk(start, sequence.pending)
         self.running[sequence.request_id] = sequence
         return Scheduled(sequence, start, chunk)
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Copy the documents into the sequence's blocks; where that fails it computes them itself."""
+        try:
+            self._segments.splice(sequence.tokens, sequence.blocks, sequence.computed, sequence.reuse)
+        except Exception:
+            log.exception("request %s computes its documents itself", sequence.request_id)
+            sequence.reuse = None
+            return
+        if sequence.preemptions == 0:
+            sequence.cached_tokens = sequence.prompt_tokens - sequence.pending
 
     def _hits(self, sequence: Sequence) -> list[int]:
         """Published blocks of the sequence's prefix; at least one token is left to compute, for its logits."""
@@ -208,7 +241,7 @@ class Scheduler:
 
     def _adopt(self, sequence: Sequence) -> None:
         """A running prefill takes over blocks that a sibling with the same documents has published meanwhile."""
-        if sequence.computed % self._block_size:
+        if sequence.computed % self._block_size or sequence.reuse is not None:
             return
         done = sequence.computed // self._block_size
         names = sequence.block_names(self._block_size)[done : (len(sequence.tokens) - 1) // self._block_size]
@@ -251,16 +284,18 @@ class Scheduler:
         sequence.blocks = []
         sequence.computed = 0
         sequence.published = 0
+        if sequence.reuse is not None:
+            sequence.reuse.skips = []
 
     def commit(self, scheduled: Scheduled, rejected: int = 0) -> None:
         """A step succeeded, or is on its way: count its tokens, but for the guesses that were `rejected`, and publish
         the blocks that are now full."""
-        scheduled.sequence.computed = scheduled.start + scheduled.tokens - rejected
+        scheduled.sequence.computed = scheduled.end - rejected
         self.publish(scheduled.sequence)
 
     def publish(self, sequence: Sequence) -> None:
         """Make the full blocks of `sequence` findable, as far as their tokens are known."""
-        full = sequence.computed // self._block_size
+        full = sequence.publishable // self._block_size
         if full > sequence.published:
             names = sequence.block_names(self._block_size)[:full]
             for i in range(sequence.published, len(names)):

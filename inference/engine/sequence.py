@@ -11,6 +11,7 @@ from inference.backend import Sampling
 from inference.engine.blocks import BlockName, extend_names
 from inference.engine.detokenizer import TextStream
 from inference.engine.ordering import Node, Parts
+from inference.engine.segments import Reuse
 from inference.prompt import DocumentOrder
 
 
@@ -39,6 +40,7 @@ class Sequence:
     """`tokens` = prompt and what was generated.  `computed` of them have their keys and values in `blocks`, or will by
     the end of the step in flight.  Where that step chooses the last token, it is `owed`: -1 - its row of the step.
     A prompt of documents has `parts`, in an `order` that may change until it is scheduled; `path` holds it in the tree.
+    `reuse`: of documents at other places than they were computed at.
 
     Everything the scheduler does is progress of `computed` towards len(tokens): a prefill, a chunk of one,
     a decode (one token behind) and a restart after preemption (computed = 0) are the same thing.
@@ -67,12 +69,41 @@ class Sequence:
     ordering: DocumentOrder = "relevance"
     order: tuple[int, ...] = ()
     path: list[Node] = field(default_factory=list)
+    reuse: Reuse | None = None
+    compiles: bool = False  # a document for others: nobody is told of it
     untold: int = 0  # tokens since the last text that was given out
 
     @property
     def pending(self) -> int:
         """Tokens still to compute before the next one can be sampled."""
-        return len(self.tokens) - self.computed
+        return len(self.tokens) - self.computed - self._skipped(self.computed, len(self.tokens))
+
+    @property
+    def publishable(self) -> int:
+        """Tokens from the beginning that are computed exactly, or will be by the end of the step in flight."""
+        return self.computed if self.reuse is None else min(self.computed, self.reuse.exact)
+
+    def end_of(self, start: int, tokens: int) -> int:
+        """Where `tokens` tokens end that are computed from `start` on."""
+        end = start + tokens
+        if self.reuse is not None:
+            for first, last in self.reuse.skips:
+                if start <= first < end:
+                    end += last - first
+        return end
+
+    def runs(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What is computed from `start` to `end`, as (start, end) of tokens that stand side by side."""
+        runs = []
+        for first, last in self.reuse.skips if self.reuse is not None else ():
+            if start <= first < end:
+                if start < first:
+                    runs.append((start, first))
+                start = last
+        return [*runs, (start, end)] if start < end else runs
+
+    def _skipped(self, start: int, end: int) -> int:
+        return 0 if self.reuse is None else sum(b - a for a, b in self.reuse.skips if start <= a < end)
 
     @property
     def known(self) -> int:

@@ -20,7 +20,7 @@ from inference.engine.device import told
 from inference.engine.sampler import Choices
 from inference.engine.scheduler import Policy, Scheduled
 from inference.engine.sequence import Sequence
-from kernels import BLOCK_SIZE
+from kernels import BLOCK_SIZE, FEW_TOKENS
 
 VOCABULARY = 97
 EOS = 0
@@ -167,7 +167,7 @@ def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) ->
     schedule = core.scheduler.schedule
 
     def noted(now: float) -> list[Scheduled]:
-        model.planned = schedule(now)
+        model.planned = sorted(schedule(now), key=lambda s: s.tokens > FEW_TOKENS)  # in the order of a batch
         return model.planned
 
     core.scheduler.schedule = noted  # the model must know whose rows it is given

@@ -100,7 +100,7 @@ MUTANTS = (
     Mutant("guesses are kept unseen", EngineCore, "_advance", "rejected=len(drafts) - accepted", "rejected=0"),
     Mutant("a wrong guess is followed", EngineCore, "_advance", "or token != draft", "or draft is None"),
     Mutant("logits of the guess before", EngineCore, "_advance", "token(row + accepted", "token(row"),
-    Mutant("guesses are left out of the batch", batch, "build", "tokens += drafts", "tokens += [1] * len(drafts)"),
+    Mutant("guesses are left out of the batch", batch, "build", "tokens += s.drafts", "tokens += [1] * len(s.drafts)"),
     Mutant("no block for the guesses", Scheduler, "_plan_decode", "1 + len(drafts), plan", "1, plan"),
     Mutant("short of blocks, nobody makes way", Scheduler, "_grow", "self._preempt(victim)", "return False"),
     Mutant(
@@ -117,7 +117,7 @@ MUTANTS = (
         "published before it is computed",
         Scheduler,
         "publish",
-        "full = sequence.computed // self._block_size",
+        "full = sequence.publishable // self._block_size",
         "full = len(sequence.blocks) if len(sequence.block_names(self._block_size)) >= len(sequence.blocks) else 0",
     ),
     Mutant("published under its neighbour's name", Scheduler, "publish", "names[i])", "names[i - 1])"),
@@ -125,8 +125,8 @@ MUTANTS = (
         "a step is counted twice",
         Scheduler,
         "commit",
-        "scheduled.start + scheduled.tokens",
-        "scheduled.start + scheduled.tokens + 1",
+        "scheduled.end - rejected",
+        "scheduled.end - rejected + 1",
     ),
     Mutant("the aborted stay in the queue", Scheduler, "remove", "self.waiting.remove(sequence)", "pass"),
     # ---- core ----
@@ -144,17 +144,17 @@ MUTANTS = (
         "a failed step publishes what it wrote",
         EngineCore,
         "step",
-        "        return outputs + [self._fail(",
+        "        return outputs + self._fail_all(",
         "        for s in plan:\n            self._runs(s.sequence) and self.scheduler.commit(s)\n"
-        "        return outputs + [self._fail(",
+        "        return outputs + self._fail_all(",
     ),
     Mutant("a failed request keeps its blocks", EngineCore, "_fail", "self._release(sequence)", "pass"),
     Mutant(
         "a failed step fails one request only",
         EngineCore,
         "step",
-        "for s in plan if self._runs",
-        "for s in plan[:1] if self._runs",
+        "[s.sequence for s in plan]",
+        "[s.sequence for s in plan[:1]]",
     ),
     # ---- steps that overlap ----
     Mutant("a token that nobody knows is named", sequence.Sequence, "block_names", "self.known", "len(self.tokens)"),
@@ -163,8 +163,8 @@ MUTANTS = (
         "the late token of an ended request is told",
         EngineCore,
         "_land",
-        "if self._runs(scheduled.sequence):\n            outputs",
-        "if True:\n            outputs",
+        "if self._runs(scheduled.sequence):\n            output =",
+        "if True:\n            output =",
     ),
     Mutant(
         "the rows of the ended are not counted",
@@ -180,21 +180,21 @@ MUTANTS = (
     Mutant("a step in flight is forgotten", EngineCore, "step", "if earlier is not None else []", "if plan else []"),
     Mutant("counted when told, not when launched", EngineCore, "_advance", "if counted", "if False"),
     # ---- batch ----
-    Mutant("two blocks of a table are swapped", batch, "build", "= sequence.blocks\n", "= sequence.blocks[::-1]\n"),
+    Mutant("two blocks of a table are swapped", batch, "build", "= s.sequence.blocks\n", "= s.sequence.blocks[::-1]\n"),
     Mutant("a slot too far", AttentionPlan, "of", "+ positions % block_size", "+ (positions + 1) % block_size"),
     Mutant(
         "logits of the token before",
         batch,
         "build",
-        "range(len(tokens) - 1 - len(drafts), len(tokens))",
-        "[max(0, len(tokens) - 2)] * (1 + len(drafts))",
+        "range(ends[i] - 1 - len(s.drafts), ends[i])",
+        "[max(0, ends[i] - 2)] * (1 + len(s.drafts))",
     ),
     Mutant(
         "a chunk begins one token late",
         batch,
         "build",
-        "sequence.tokens[s.start : known]",
-        "([*sequence.tokens, 1])[s.start + 1 : known + 1]",
+        "s.sequence.tokens[start:known]",
+        "([*s.sequence.tokens, 1])[start + 1 : known + 1]",
     ),
 )
 

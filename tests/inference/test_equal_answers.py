@@ -14,6 +14,7 @@ import torch
 from inference import Sampling
 from inference.engine import EngineCore, EngineOptions, Policy
 from inference.models import Llama, open_checkpoint
+from kernels import FEW_TOKENS
 from tests.inference.engine_machine import Guesser
 from tests.inference.integer_model import TokensAsText
 from tests.inference.mutants import MUTANTS, planted
@@ -68,7 +69,7 @@ def run(
     planned = []
 
     def noted_schedule(now):
-        planned[:] = schedule(now)
+        planned[:] = sorted(schedule(now), key=lambda s: s.tokens > FEW_TOKENS)  # in the order of a batch
         return list(planned)
 
     def noted_forward(*args):

@@ -1,0 +1,188 @@
+"""Documents reused at other places than they were computed at: what is copied, what is computed again, what is kept
+apart from what is exact."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from inference import Sampling
+from inference.engine import EngineCore, EngineOptions, Policy
+from inference.engine.core import Reusing
+from inference.engine.ordering import Document, Parts
+from inference.models import Llama, open_checkpoint
+from kernels import BLOCK_SIZE
+from tests.inference.integer_model import TokensAsText
+from tests.inference.tiny import save_model
+
+HEAD = tuple(range(3, 26))  # ends within a block
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3 with qk norm"])
+def model(request, tmp_path_factory):
+    return Llama(open_checkpoint(str(save_model(tmp_path_factory.mktemp("model"), request.param))), torch.float64)
+
+
+def document(number: int, length: int) -> Document:
+    rng = random.Random(number)
+    return Document(bytes([number]), tuple(rng.randrange(3, 512) for _ in range(length)))
+
+
+DOCUMENTS = [document(i, length) for i, length in enumerate((50, 64, 71, 96))]
+
+
+def parts_of(*order: int, tail: tuple[int, ...] = (7, 8, 9, 10)) -> Parts:
+    return Parts(HEAD, tuple(DOCUMENTS[i] for i in order), tail)
+
+
+def make(model: Llama, share: float | None, blocks: int = 200, **policy) -> EngineCore:
+    return EngineCore(
+        model,
+        EngineOptions(
+            identity="tiny",
+            blocks=blocks,
+            max_context_tokens=1024,
+            eos_token_ids=frozenset(),
+            policy=Policy(**policy),
+            reuse=None if share is None else Reusing(share, range(1, len(model.layers))),
+        ),
+        text_stream=TokensAsText,
+        clock=lambda: 0.0,
+    )
+
+
+def ask(core: EngineCore, name: str, parts: Parts, answer: int = 6) -> None:
+    core.add(name, parts, Sampling(max_tokens=answer, ignore_eos=True, logprobs=3), "public", 0)
+
+
+def drain(core: EngineCore) -> dict[str, list]:
+    told: dict[str, list] = {}
+    while core.has_work:
+        for output in core.step():
+            assert output.error is None, output.error
+            told.setdefault(output.request_id, []).append(output)
+        core.pool.check()
+    return told
+
+
+def logprobs_of(outputs: list) -> list[float]:
+    return [each.logprob for output in outputs for token in output.logprobs for each in token.top]
+
+
+def seen_before(core: EngineCore) -> None:
+    """Each document is known, some of them as segments."""
+    for i, order in enumerate([(0, 1), (1, 2), (2, 3), (3, 0)]):
+        ask(core, f"before {i}", parts_of(*order), 1)
+        drain(core)
+
+
+@pytest.mark.parametrize("budget", [512, 40])
+def test_with_everything_computed_again_nothing_differs(model: Llama, budget: int):
+    plain, core = make(model, None), make(model, 1.0, max_tokens=budget)
+    seen_before(core)
+    for order in ((3, 1, 2), (0, 2), (2, 1, 0, 3)):
+        for each in (plain, core):
+            ask(each, f"{order}", parts_of(*order))
+        assert core._sequences[f"{order}"].reuse is not None
+        exact, reused = (drain(each)[f"{order}"] for each in (plain, core))
+        assert logprobs_of(reused) == pytest.approx(logprobs_of(exact), abs=1e-9)
+
+
+def test_the_larger_the_share_the_more_is_computed_again(model: Llama):
+    computed, off = [], []
+    for share in (0.0, 0.5, 0.9, 1.0):
+        core = make(model, share)
+        seen_before(core)
+        ask(core, "warm", parts_of(3, 1, 2), 1)  # all documents are segments by now
+        drain(core)
+        before = core.counters.computed_tokens
+        ask(core, "r", parts_of(3, 1, 2), 1)
+        usage = drain(core)["r"][-1].usage
+        computed.append(core.counters.computed_tokens - before)
+        assert usage.cached_tokens == usage.prompt_tokens - computed[-1]
+        assert usage.approximate_tokens + usage.recomputed_tokens == 64 + 71
+        off.append(usage.approximate_tokens)
+    assert computed == sorted(computed)
+    assert computed[0] == 2 * BLOCK_SIZE + 4  # a block of each document at another place, and the question
+    assert off[-1] == 0
+
+
+def test_nothing_approximate_is_ever_found(model: Llama):
+    core = make(model, 0.3)
+    seen_before(core)
+    ask(core, "r", parts_of(3, 1, 2), 40)
+    drain(core)
+    plain = make(model, None)
+    for order in ((3, 1, 2), (3, 1), (1, 2)):
+        for each in (core, plain):
+            each._segments = None
+            ask(each, f"{order}", parts_of(*order, tail=(11, 12)))
+        reused, exact = (drain(each)[f"{order}"] for each in (core, plain))
+        assert logprobs_of(reused) == pytest.approx(logprobs_of(exact), abs=1e-9)
+
+
+def test_a_crowd_in_many_orders_computes_each_document_once(model: Llama):
+    core = make(model, 0.25, blocks=600)
+    seen_before(core)
+    core.pool.forget()  # they are known, but no longer there
+    before = core.counters.computed_tokens
+    orders = [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)] * 4
+    for i, order in enumerate(orders):
+        ask(core, f"{i}", parts_of(*order, tail=(i + 3, 5)), 1)
+    told = drain(core)
+    assert sorted(told) == sorted(f"{i}" for i in range(len(orders)))
+    compiled = sum(len(d.tokens) for d in DOCUMENTS) + len(HEAD)
+    compiled += 3 * (len(HEAD) % BLOCK_SIZE) + 4 * BLOCK_SIZE  # the block of the head's end, what fills the last one
+    again = sum(outputs[-1].usage.recomputed_tokens for outputs in told.values())
+    assert again > 0
+    assert core.counters.computed_tokens - before <= compiled + again + 2 * len(orders)
+
+
+def test_strangers_are_computed_in_their_place(model: Llama):
+    core = make(model, 0.25)
+    ask(core, "r", parts_of(0, 1, 2))
+    assert core._sequences["r"].reuse is None
+    usage = drain(core)["r"][-1].usage
+    assert (usage.approximate_tokens, usage.recomputed_tokens) == (0, 0)
+
+
+def test_what_is_evicted_while_it_waits_is_computed_in_its_place(model: Llama):
+    core = make(model, 0.25)
+    seen_before(core)
+    ask(core, "r", parts_of(3, 1, 2))
+    core.pool.forget()
+    exact = make(model, None)
+    ask(exact, "r", parts_of(3, 1, 2))
+    told = drain(core)["r"]
+    assert told[-1].finish == "length"
+    assert core.pool.free_blocks == core.pool.capacity
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_whoever_leaves_leaves_nothing(model: Llama, steps: int):
+    core = make(model, 0.25, max_tokens=64)
+    seen_before(core)
+    core.pool.forget()
+    ask(core, "stays", parts_of(3, 1, 2))
+    ask(core, "leaves", parts_of(1, 3, 2))
+    for _ in range(steps):
+        core.step()
+    core.abort("leaves")
+    told = drain(core)
+    assert told["stays"][-1].finish == "length"
+    assert not core._sequences
+    assert core.pool.free_blocks == core.pool.capacity
+
+
+def test_a_small_pool_preempts_and_goes_on(model: Llama):
+    core = make(model, 0.25, blocks=34, max_tokens=64)
+    rng = random.Random(0)
+    for i in range(12):
+        ask(core, f"{i}", parts_of(*rng.sample(range(4), 2), tail=(i + 3, 5)), 30)
+    told = drain(core)
+    assert all(outputs[-1].finish == "length" for outputs in told.values())
+    assert len(told) == 12
+    assert core.scheduler.preempted_total
+    assert core.pool.free_blocks == core.pool.capacity
