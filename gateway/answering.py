@@ -259,9 +259,7 @@ def merge_deltas(first: AnswerEvent, second: AnswerEvent) -> AnswerEvent | None:
 
 
 def usage_view(usage: Usage) -> UsageView:
-    return UsageView(
-        prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, completion_tokens=usage.completion_tokens
-    )
+    return msgspec.convert(usage, UsageView, from_attributes=True)
 
 
 def _search_text(ask: Ask) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.errors import ApiError
-from inference import Constraint, DocumentOrder, Priority, Sampling, Usage
+from inference import Constraint, DocumentOrder, DocumentReuse, Priority, Sampling, Usage
 
 Absent = UnsetType
 Bias = Annotated[float, Meta(ge=-100, le=100)]
@@ -148,10 +148,17 @@ class ChatCompletionRequest(CompletionFields, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     documents: Annotated[list[ChatDocument], Meta(max_length=100)] | None = None
     document_order: DocumentOrder | None = None
+    document_reuse: DocumentReuse | None = None
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """`kv_mode` "segments": `approximate_tokens` of the `cached_tokens` were computed at another place of another
+    prompt, and `recomputed_tokens` of the same documents were computed again."""
+
     cached_tokens: int
+    kv_mode: Literal["exact", "segments"]
+    approximate_tokens: int
+    recomputed_tokens: int
 
 
 class CompletionUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,11 +172,15 @@ class CompletionUsage(msgspec.Struct, frozen=True, kw_only=True):
         """None where the prompt's length is not known: the format has no place for half a usage."""
         if usage.prompt_tokens is None:
             return None
+        details = None
+        if usage.cached_tokens is not None:
+            again = usage.recomputed_tokens
+            details = PromptTokensDetails(usage.cached_tokens, usage.kv_mode, usage.approximate_tokens, again)
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
-            prompt_tokens_details=None if usage.cached_tokens is None else PromptTokensDetails(usage.cached_tokens),
+            prompt_tokens_details=details,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from litestar.dto import AbstractDTO
@@ -75,10 +75,15 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageView(msgspec.Struct, frozen=True, kw_only=True):
-    """`cached_tokens` of the `prompt_tokens` were not computed again; each null where the backend doesn't say."""
+    """`cached_tokens` of the `prompt_tokens` were not computed again; each null where the backend doesn't say.
+    `kv_mode` "segments": `approximate_tokens` of them were computed at another place of another prompt, and
+    `recomputed_tokens` of the same documents were computed again."""
 
     prompt_tokens: int | None = 0
     cached_tokens: int | None = None
+    kv_mode: Literal["exact", "segments"] = "exact"
+    approximate_tokens: int = 0
+    recomputed_tokens: int = 0
     completion_tokens: int = 0
 
 

@@ -27,7 +27,7 @@ from inference.errors import (
     Unavailable,
     UnknownModel,
 )
-from inference.prompt import ChatPrompt, DocumentOrder, Message, Prompt, Segment, TextPrompt
+from inference.prompt import ChatPrompt, DocumentOrder, DocumentReuse, Message, Prompt, Segment, TextPrompt
 
 __all__ = [
     "Backend",
@@ -38,6 +38,7 @@ __all__ = [
     "ChatPrompt",
     "Constraint",
     "DocumentOrder",
+    "DocumentReuse",
     "EngineConfig",
     "FinishReason",
     "Finished",

@@ -16,7 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from inference.prompt import DocumentOrder, Prompt
+from inference.prompt import DocumentOrder, DocumentReuse, Prompt
 
 FinishReason = Literal["stop", "length", "abort"]
 Priority = Literal["interactive", "batch"]
@@ -58,7 +58,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`scope` is the access scope, chosen by the server: cache blocks are shared only inside one.  `priority`: what
     somebody waits for goes before what nobody does, where a backend can choose.  `document_order` of the prompt's
-    documents, where a backend shares them; None for the backend's own."""
+    documents and their `document_reuse`, where a backend shares them; None for the backend's own."""
 
     request_id: str
     prompt: Prompt
@@ -66,6 +66,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     scope: str = "public"
     priority: Priority = "interactive"
     document_order: DocumentOrder | None = None
+    document_reuse: DocumentReuse | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -78,6 +79,10 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
     approximate_tokens: int = 0
     recomputed_tokens: int = 0
+
+    @property
+    def kv_mode(self) -> Literal["exact", "segments"]:
+        return "segments" if self.approximate_tokens else "exact"
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from inference.prompt import DocumentOrder
+from inference.prompt import DocumentOrder, DocumentReuse
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -32,6 +32,9 @@ class EngineConfig(
     `step_ms` (170 and 20), so that their next tokens are not long in coming while others' prompts are read.
     `document_order`: documents of a prompt stand by "relevance"; in the "planned" order, whose beginning the cache
     holds already, with a line that tells their ranking; or in a "canonical" one, the same for the same documents.
+    `document_reuse`: documents that others have read are read from the cache where they stand in the same "prefix", or
+    at any place as "segments", a part of each computed again: approximate, so tried on the model at start, which takes
+    half a minute, and refused where it would change answers too much.
     `cache_eviction`: what the cache gives up first: what is seldom asked for ("gdsf"), or was not for longest ("lru").
     `max_draft_tokens`: guesses checked in one step when few stream, read off the prompt's own texts; 0 switches them
     off.
@@ -48,6 +51,7 @@ class EngineConfig(
     step_ms: Annotated[float, Meta(gt=0)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=0, le=32)] = 5
     document_order: DocumentOrder = "relevance"
+    document_reuse: DocumentReuse = "prefix"
     cache_eviction: Eviction = "gdsf"
     max_running: Count = 64
     max_queued: Count = 256

@@ -27,6 +27,7 @@ from inference.engine import EngineCore, EngineOptions, EngineThread, Policy
 from inference.engine.calibrate import measure_step_cost
 from inference.engine.detokenizer import TextStream
 from inference.engine.device import DeviceModel
+from inference.engine.gate import allowed_reuse
 from inference.engine.grammar import Grammars
 from inference.engine.lookup import PromptLookup, TokenText
 from inference.engine.ordering import Parts
@@ -64,38 +65,37 @@ class EmbeddedBackend:
         if place.on_gpu:
             replayed = config.max_running + DRAFT_ROWS if model.replays else 0
             model = DeviceModel(model, cache, place.device, context, replayed)
-        core = EngineCore(
-            model,
-            EngineOptions(
-                identity=f"{path.resolve()}|{place.dtype}|{place.kv_dtype}|{config.quantization}",
-                blocks=blocks,
-                max_context_tokens=context,
-                eos_token_ids=frozenset(shape.eos_token_ids) | self._end_of_turn(),
-                policy=Policy(
-                    max_tokens=place.max_batch_tokens,
-                    max_running=config.max_running,
-                    step_seconds=place.step_seconds,
-                    cost=measure_step_cost(
-                        model,
-                        cache,
-                        blocks,
-                        BLOCK_SIZE,
-                        shape.max_context_tokens,
-                        many=place.timed_chunk,
-                        farthest=place.timed_context,
-                    ),
-                    max_draft=config.max_draft_tokens,
-                    draft_rows=DRAFT_ROWS if config.max_draft_tokens else 0,
+        options = EngineOptions(
+            identity=f"{path.resolve()}|{place.dtype}|{place.kv_dtype}|{config.quantization}",
+            blocks=blocks,
+            max_context_tokens=context,
+            eos_token_ids=frozenset(shape.eos_token_ids) | self._end_of_turn(),
+            policy=Policy(
+                max_tokens=place.max_batch_tokens,
+                max_running=config.max_running,
+                step_seconds=place.step_seconds,
+                cost=measure_step_cost(
+                    model,
+                    cache,
+                    blocks,
+                    BLOCK_SIZE,
+                    shape.max_context_tokens,
+                    many=place.timed_chunk,
+                    farthest=place.timed_context,
                 ),
-                max_queued=config.max_queued,
-                overlap=place.on_gpu,
-                order=config.document_order,
-                eviction=config.cache_eviction,
+                max_draft=config.max_draft_tokens,
+                draft_rows=DRAFT_ROWS if config.max_draft_tokens else 0,
             ),
-            text_stream=lambda stop: TextStream(self._encoder.tokenizer, stop),
-            clock=time.monotonic,
-            cache=cache,
+            max_queued=config.max_queued,
+            overlap=place.on_gpu,
+            order=config.document_order,
+            eviction=config.cache_eviction,
         )
+        if config.document_reuse == "segments":
+            log.info("asking the model whether it bears documents reused at other places")
+            reuse = allowed_reuse(model, cache, options, self._encode_plain, self._text_stream, shape.layers)
+            options = structs.replace(options, reuse=reuse)
+        core = EngineCore(model, options, self._text_stream, time.monotonic, cache)
         self._drafts = config.max_draft_tokens > 0
         self._grammars = Grammars(self._encoder.hugging_face, shape.vocab_size, tuple(core.options.eos_token_ids))
         self._thread = EngineThread(core, threads)
@@ -133,6 +133,7 @@ class EmbeddedBackend:
                 grammar=grammar,
                 drafter=PromptLookup(texts) if self._drafts else None,
                 order=request.document_order,
+                reuse=request.document_reuse,
             ),
         )
         try:
@@ -176,6 +177,9 @@ class EmbeddedBackend:
             "requests_failed_total": core.counters.failed_requests,
             "prompt_tokens_total": core.counters.prompt_tokens,
             "cached_tokens_total": core.counters.cached_tokens,
+            "approximate_tokens_total": core.counters.approximate_tokens,
+            "recomputed_tokens_total": core.counters.recomputed_tokens,
+            "reordered_requests_total": core.counters.reordered_requests,
             "completion_tokens_total": core.counters.generated_tokens,
             "computed_tokens_total": core.counters.computed_tokens,
             "drafted_tokens_total": core.counters.drafted_tokens,
@@ -208,6 +212,12 @@ class EmbeddedBackend:
             structs.replace(each, text=decode([each.token], skip_special_tokens=False), top=self._named(each.top))
             for each in logprobs
         )
+
+    def _text_stream(self, stop: tuple[str, ...]) -> TextStream:
+        return TextStream(self._encoder.tokenizer, stop)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self._encoder.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _end_of_turn(self) -> frozenset[int]:
         eos = self._encoder.tokenizer.token_to_id("<|im_end|>")

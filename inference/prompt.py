@@ -15,6 +15,7 @@ import msgspec
 Role = Literal["system", "user", "assistant"]
 SegmentKind = Literal["system", "document", "history", "question"]
 DocumentOrder = Literal["relevance", "planned", "canonical"]
+DocumentReuse = Literal["prefix", "segments"]
 
 
 class Segment(msgspec.Struct, frozen=True):

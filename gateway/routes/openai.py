@@ -43,6 +43,7 @@ from gateway.wire import JsonBody, plain_text
 from inference import (
     ChatPrompt,
     DocumentOrder,
+    DocumentReuse,
     Finished,
     GenerationRequest,
     Message,
@@ -125,7 +126,8 @@ async def chat(
     if data.model == REFDESK:
         events = _from_documents(desk, _ask(desk, own_id, data))
     else:
-        events = _generate(desk, own_id, _conversation(data), data, CHAT_TOKENS, data.document_order)
+        how = {"document_order": data.document_order, "document_reuse": data.document_reuse}
+        events = _generate(desk, own_id, _conversation(data), data, CHAT_TOKENS, **how)
     return await _reply(request, desk, data, ChatShape(f"chatcmpl-{own_id}", data.model), events)
 
 
@@ -153,6 +155,7 @@ async def _generate(
     data: CompletionFields,
     max_tokens: int,
     document_order: DocumentOrder | None = None,
+    document_reuse: DocumentReuse | None = None,
 ) -> AsyncGenerator[Event, None]:
     """The bare model's continuation: `n` of them side by side, whose prompt the engine reads once."""
     sampling = sampling_of(data, max_tokens=max_tokens, temperature=1.0)
@@ -164,6 +167,7 @@ async def _generate(
             sampling=sampling if index == 0 or sampling.seed is None else _seeded(sampling, index),
             priority=data.priority,
             document_order=document_order,
+            document_reuse=document_reuse,
         )
         for index in range(data.n or 1)
     ]
@@ -183,9 +187,8 @@ async def _generate(
         # Synchronous on purpose, see answering.
         for request in requests:
             desk.backend.abort(request.request_id)
-    yield Ending(
-        Usage(usages[0].prompt_tokens, sum(usage.completion_tokens for usage in usages), usages[0].cached_tokens)
-    )
+    completed = sum(usage.completion_tokens for usage in usages)
+    yield Ending(msgspec.structs.replace(usages[0], completion_tokens=completed))
 
 
 def _seeded(sampling: Sampling, index: int) -> Sampling:
@@ -224,7 +227,7 @@ def _document(document: ChatDocument) -> Segment:
 
 
 def _ask(desk: Desk, own_id: str, data: ChatCompletionRequest) -> Ask:
-    for field in ("documents", "document_order"):
+    for field in ("documents", "document_order", "document_reuse"):
         if getattr(data, field) is not None:
             raise ApiError(400, "unsupported_field", f"{field}: {REFDESK} answers from its own documents", param=field)
     wanted = {
@@ -271,7 +274,13 @@ async def _from_documents(desk: Desk, ask: Ask) -> AsyncGenerator[Event, None]:
                 case Spent():
                     about["timings"] = event.timings
                     spent = event.usage
-                    usage = Usage(spent.prompt_tokens, spent.completion_tokens, spent.cached_tokens)
+                    usage = Usage(
+                        spent.prompt_tokens,
+                        spent.completion_tokens,
+                        spent.cached_tokens,
+                        spent.approximate_tokens,
+                        spent.recomputed_tokens,
+                    )
                 case Done():
                     yield Stop(_reason(desk, event.finish_reason), about=about)
     yield Ending(usage)

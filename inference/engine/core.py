@@ -20,7 +20,7 @@ import torch
 from inference.backend import FinishReason, Sampling, TokenLogprob, Usage
 from inference.config import Eviction
 from inference.engine import batch as batches
-from inference.engine.blocks import BlockPool, root_name
+from inference.engine.blocks import BlockName, BlockPool, root_name
 from inference.engine.detokenizer import TextStream
 from inference.engine.ordering import DocumentTree, Parts
 from inference.engine.sampler import Choices, adjusts, choose
@@ -28,7 +28,7 @@ from inference.engine.scheduler import Policy, Scheduled, Scheduler
 from inference.engine.segments import Segments
 from inference.engine.sequence import Drafter, Grammar, Sequence
 from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
-from inference.prompt import DocumentOrder
+from inference.prompt import DocumentOrder, DocumentReuse
 from kernels import BLOCK_SIZE
 
 log = logging.getLogger(__name__)
@@ -87,11 +87,14 @@ class Counters(msgspec.Struct):
     steps: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    approximate_tokens: int = 0
+    recomputed_tokens: int = 0
     generated_tokens: int = 0
     computed_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     finished_requests: int = 0
+    reordered_requests: int = 0
     aborted_requests: int = 0
     failed_requests: int = 0
 
@@ -152,14 +155,17 @@ class EngineCore:
         grammar: Grammar | None = None,
         drafter: Drafter | None = None,
         order: DocumentOrder | None = None,
+        reuse: DocumentReuse | None = None,
     ) -> None:
         """Queue a request; the lower `priority`, the more urgent.  The documents of a `prompt` in parts are put into
-        the `order` asked for, or that of the options.  Raises RequestRefused, PromptTooLong or Overloaded, and then
-        nothing has changed."""
+        the `order` asked for, or that of the options, and reused so or as the options say.  Raises RequestRefused,
+        PromptTooLong or Overloaded, and then nothing has changed."""
         parts = prompt if isinstance(prompt, Parts) else None
         ranks = () if parts is None else parts.ranks
         tokens = prompt if parts is None else parts.tokens(ranks)
         self.check_fits(len(tokens), sampling.max_tokens)
+        if reuse == "segments" and self._segments is None:
+            raise RequestRefused('document_reuse "segments" is switched off here: its operator sets it in [backend]')
         if request_id in self._sequences:
             raise RequestRefused(f"request id {request_id!r} is already running")
         if len(self.scheduler.waiting) >= self.options.max_queued:
@@ -169,7 +175,7 @@ class EngineCore:
             tokens=list(tokens),
             prompt_tokens=len(tokens),
             sampling=sampling,
-            root=root_name(self.options.identity, scope, str(self._epochs.get(scope, 0))),
+            root=self._root(scope),
             text=self._text_stream(sampling.stop),
             seed=seed if sampling.seed is None else sampling.seed,
             arrived=self._clock(),
@@ -181,10 +187,18 @@ class EngineCore:
             order=ranks,
         )
         self._replan(sequence)
-        if self._segments is not None and parts is not None:
+        if self._segments is not None and parts is not None and reuse != "prefix":
             self._compile(sequence)
         self._sequences[request_id] = sequence
         self.scheduler.add(sequence)
+
+    def expect(self, parts: Parts, scope: str) -> None:
+        """Note that the documents of `parts` will be asked for: they are no strangers when they are."""
+        if self._segments is not None:
+            self._segments.plan(self._root(scope), parts, parts.ranks, self._clock())
+
+    def _root(self, scope: str) -> BlockName:
+        return root_name(self.options.identity, scope, str(self._epochs.get(scope, 0)))
 
     def _compile(self, sequence: Sequence) -> None:
         """Have the documents computed that `sequence` reuses and no blocks hold, each as a request of its own."""
@@ -373,6 +387,10 @@ class EngineCore:
         self.counters.finished_requests += 1
         self.counters.prompt_tokens += sequence.prompt_tokens
         self.counters.cached_tokens += sequence.cached_tokens
+        self.counters.reordered_requests += sequence.order != tuple(range(len(sequence.order)))
+        if sequence.reuse is not None:
+            self.counters.approximate_tokens += sequence.reuse.approximate
+            self.counters.recomputed_tokens += sequence.reuse.again
         self.counters.generated_tokens += sequence.generated
 
     def _fail_all(self, sequences: list[Sequence], cause: Exception) -> list[Output]:

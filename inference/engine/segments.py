@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Of
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from inference.engine.blocks import BlockName, BlockPool, extend_names
 from inference.engine.ordering import Parts
 from kernels import AttentionPlan
 
-DocumentReuse = Literal["prefix", "segments"]
 LEAST = 48  # tokens: a shorter document is computed in its place
 LONGEST_TAIL = 512  # tokens behind the documents: they are looked from in one step
 

@@ -37,7 +37,14 @@ def test_the_whole_answer(client, backend):
     assert (citation["passage_id"], citation["document_id"]) == (source["passage_id"], source["document_id"])
     assert answer["answer"][citation["answer_start"] : citation["answer_end"]].endswith("starting [1].")
     assert [u["text"].strip() for u in answer["unsupported"]] == ["Ice cream tastes wonderful."]
-    assert answer["usage"] == {"prompt_tokens": 10, "cached_tokens": 4, "completion_tokens": 6}
+    assert answer["usage"] == {
+        "prompt_tokens": 10,
+        "cached_tokens": 4,
+        "completion_tokens": 6,
+        "kv_mode": "exact",
+        "approximate_tokens": 0,
+        "recomputed_tokens": 0,
+    }
     assert answer["timings"]["first_token_ms"] >= answer["timings"]["retrieval_ms"] > 0
     assert answer["request_id"] == response.headers["x-request-id"] == backend.requests[0].request_id
 

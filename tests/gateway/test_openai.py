@@ -39,7 +39,12 @@ def test_a_plain_completion(client, backend):
         "prompt_tokens": 10,
         "completion_tokens": 6,
         "total_tokens": 16,
-        "prompt_tokens_details": {"cached_tokens": 4},
+        "prompt_tokens_details": {
+            "cached_tokens": 4,
+            "kv_mode": "exact",
+            "approximate_tokens": 0,
+            "recomputed_tokens": 0,
+        },
     }
     assert "refdesk" not in reply
     assert backend.requests[0].prompt == TextPrompt("Once upon")
@@ -152,14 +157,15 @@ def test_documents_given_by_the_client_share_their_segments(client, backend):
     assert backend.requests[0].document_order is None
 
 
-def test_the_order_of_documents_is_the_clients_to_choose(client, backend):
+@pytest.mark.parametrize(("field", "value"), [("document_order", "planned"), ("document_reuse", "prefix")])
+def test_how_documents_are_shared_is_the_clients_to_choose(client, backend, field: str, value: str):
     documents = {"documents": [{"text": "First."}, {"text": "Second."}]}
-    assert client.post("/v1/chat/completions", json=BARE | documents | {"document_order": "planned"}).status_code == 200
-    assert backend.requests[0].document_order == "planned"
-    wrong = client.post("/v1/chat/completions", json=BARE | documents | {"document_order": "best"})
+    assert client.post("/v1/chat/completions", json=BARE | documents | {field: value}).status_code == 200
+    assert getattr(backend.requests[0], field) == value
+    wrong = client.post("/v1/chat/completions", json=BARE | documents | {field: "best"})
     assert wrong.status_code == 400
-    assert "document_order" in wrong.json()["error"]["message"]
-    ours = client.post("/v1/chat/completions", json=BARE | {"model": "refdesk", "document_order": "planned"})
+    assert field in wrong.json()["error"]["message"]
+    ours = client.post("/v1/chat/completions", json=BARE | {"model": "refdesk", field: value})
     assert ours.status_code == 400
 
 

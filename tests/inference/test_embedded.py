@@ -302,3 +302,14 @@ async def test_documents_in_the_order_that_is_cached(model_folder):
         assert planned.usage.cached_tokens > relevance.usage.cached_tokens + 100
     finally:
         await backend.close()
+
+
+async def test_segments_are_refused_where_nobody_tried_them(model_folder):
+    backend = open_tiny(model_folder)
+    try:
+        with pytest.raises(RequestRefused, match="document_reuse"):
+            await collect(
+                backend, msgspec.structs.replace(ask("r", chat(documents=("a", "b"))), document_reuse="segments")
+            )
+    finally:
+        await backend.close()

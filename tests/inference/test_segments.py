@@ -90,6 +90,59 @@ def test_with_everything_computed_again_nothing_differs(model: Llama, budget: in
         assert logprobs_of(reused) == pytest.approx(logprobs_of(exact), abs=1e-9)
 
 
+@pytest.fixture
+def one_layer(model: Llama):
+    """Its keys and values depend on a token and its place alone, so reuse is exact if the copies are."""
+    whole, model.layers = model.layers, model.layers[:1]
+    yield model
+    model.layers = whole
+
+
+def reused_and_exact(model: Llama) -> tuple[list[float], list[float]]:
+    plain, core = make(model, None), make(model, 0.0)
+    seen_before(core)
+    for each in (plain, core):
+        ask(each, "r", parts_of(3, 1, 2))
+    exact, reused = drain(plain)["r"], drain(core)["r"]
+    assert reused[-1].usage.approximate_tokens == 64 + 71 - 2 * BLOCK_SIZE
+    return logprobs_of(reused), logprobs_of(exact)
+
+
+def test_what_is_copied_is_what_would_be_computed(one_layer: Llama):
+    reused, exact = reused_and_exact(one_layer)
+    assert reused == pytest.approx(exact, abs=1e-5)  # the turn is float32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda source, target, by: (source, target, by + 1),
+        lambda source, target, by: (source.roll(1), target, by),
+        lambda source, target, by: (source[1:], target[1:], by[1:]),
+    ],
+    ids=["turned too far", "a place too far", "one is forgotten"],
+)
+def test_a_wrong_copy_is_noticed(one_layer: Llama, change, monkeypatch):
+    splice = one_layer.splice
+    monkeypatch.setattr(one_layer, "splice", lambda cache, *columns: splice(cache, *change(*columns)))
+    monkeypatch.setattr(one_layer, "new_cache", zeroed(one_layer.new_cache))
+    reused, exact = reused_and_exact(one_layer)
+    assert reused != pytest.approx(exact, abs=1e-4)
+
+
+def zeroed(new_cache):
+    """Memory that was never written is no number by chance alone."""
+
+    def new(blocks: int):
+        cache = new_cache(blocks)
+        for layer in cache:
+            layer.keys.zero_()
+            layer.values.zero_()
+        return cache
+
+    return new
+
+
 def test_the_larger_the_share_the_more_is_computed_again(model: Llama):
     computed, off = [], []
     for share in (0.0, 0.5, 0.9, 1.0):
