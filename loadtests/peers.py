@@ -6,6 +6,8 @@ FOLDER is made by `python -m loadtests.peer_models FOLDER`.  PYTHON is one that 
 command of an installation for the CPU; a peer that is not given is left out.  In each repeat every contender is
 started, runs the closed and the spiky workload (loadtests.rag) from a cold cache, and is stopped, so that what slows
 the machine for a while slows all of them.  Writes peers.md and peers.json: medians, the spread, and ratios to ours.
+With --documents ours is given documents instead of a prompt, and its orders and reuse are contenders:
+peers_documents.md.
 """
 
 from __future__ import annotations
@@ -43,10 +45,16 @@ START_SECONDS = 600
 Runner = Callable[[str, int], dict[str, dict[str, float]]]
 
 
-def ours(order: str, salt: int) -> dict[str, dict[str, float]]:
-    """A whole server over HTTP: the gateway, retrieval's embedder, and the engine."""
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder), None, "serve") as url:
-        return _over_http(url, "smollm2", order, salt)
+def ours(documents: str | None = None, reuse: str = "prefix") -> Runner:
+    """A whole server over HTTP: the gateway, retrieval's embedder, and the engine.  It is given the `documents`, to be
+    put in this order, or else the prompt."""
+
+    def run(order: str, salt: int) -> dict[str, dict[str, float]]:
+        settings = {"REFDESK_BACKEND__KIND": "engine", "REFDESK_BACKEND__DOCUMENT_REUSE": reuse}
+        with tempfile.TemporaryDirectory() as folder, served(Path(folder), None, "serve", settings) as url:
+            return _over_http(url, "smollm2", order, salt, documents)
+
+    return run
 
 
 def openvino(python: str, model: Path) -> Runner:
@@ -109,18 +117,26 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _over_http(url: str, model: str, order: str, salt: int) -> dict[str, dict[str, float]]:
+def _over_http(
+    url: str, model: str, order: str, salt: int, documents: str | None = None
+) -> dict[str, dict[str, float]]:
     found = {}
     for n, (name, spiky) in enumerate(SCENARIOS.items()):
         warm, requests = rag.plan(spiky, order, salt + n)
-        asyncio.run(rag.drive(url, model, warm, spiky=False))
-        found[name] = rag.summarise(asyncio.run(rag.drive(url, model, requests, spiky)))
+        asyncio.run(rag.drive(url, model, warm, False, documents))
+        found[name] = rag.summarise(asyncio.run(rag.drive(url, model, requests, spiky, documents)))
     return found
 
 
 def main() -> int:
     options = _options()
-    contenders: dict[str, Runner] = {"refdesk": ours}
+    contenders: dict[str, Runner] = {"refdesk": ours()}
+    if options.documents:
+        contenders = {
+            "refdesk": ours("planned"),
+            "refdesk, as ranked": ours("relevance"),
+            "refdesk, segments": ours("relevance", "segments"),
+        }
     versions: dict[str, str] = {}
     if options.openvino:
         asked = "import importlib.metadata as m; print(m.version('openvino-genai'))"
@@ -147,8 +163,9 @@ def main() -> int:
             "environment": environment,
         }
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "peers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (options.out / "peers.md").write_text(markdown(record), encoding="utf-8")
+        name = "peers_documents" if options.documents else "peers"
+        (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (options.out / f"{name}.md").write_text(markdown(record), encoding="utf-8")
     print(markdown(record))
     return 0
 
@@ -170,6 +187,9 @@ def _options() -> argparse.Namespace:
         "--preload", type=Path, action="append", default=[], help="a library for vLLM: tcmalloc, libiomp5"
     )
     parser.add_argument("--order", choices=rag.ORDERS, default="ranked")
+    parser.add_argument(
+        "--documents", action="store_true", help="ours composes and orders: planned, as ranked, and by segments"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -178,6 +198,7 @@ def _options() -> argparse.Namespace:
 def _told(options: argparse.Namespace) -> list[str]:
     peers = [word for name in ("openvino", "vllm") if getattr(options, name) for word in (f"--{name}", "…")]
     peers += [word for path in options.preload for word in ("--preload", path.name)]
+    peers += ["--documents"] * options.documents
     return ["--models", "…", *peers, "--order", options.order, "--repeats", str(options.repeats)]
 
 

@@ -23,9 +23,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 from loadtests import report
 from loadtests.shapes import Spikes
@@ -82,8 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def served(data: Path | None, port: int | None, how: str = "demo") -> Iterator[str]:
-    """A server of our own while the block runs, `demo` (the sample corpus goes in if the store is empty) or `serve`.
+def served(
+    data: Path | None, port: int | None, how: str = "demo", settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """A server of our own while the block runs, `demo` (the sample corpus goes in if the store is empty) or `serve`,
+    with these `settings` by name of their variable.
 
     Raises RunError, with the end of the server's output, if it does not become ready."""
     port = port or free_port()
@@ -93,7 +97,9 @@ def served(data: Path | None, port: int | None, how: str = "demo") -> Iterator[s
         command += ["--data", str(data)]
     with tempfile.TemporaryFile() as output:
         print(f"load: starting {shlex.join(['refdesk', *command[3:]])}", flush=True)
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            command, env=os.environ | settings, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
         try:
             _wait_until_ready(url, server, output)
             yield url
