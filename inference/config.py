@@ -31,7 +31,8 @@ class EngineConfig(
     A step computes at most `max_batch_tokens` (512 on a CPU, 4096 on a GPU), and while answers stream takes about
     `step_ms` (170 and 20), so that their next tokens are not long in coming while others' prompts are read.
     `document_order`: documents of a prompt stand by "relevance"; in the "planned" order, whose beginning the cache
-    holds already, with a line that tells their ranking; or in a "canonical" one, the same for the same documents.
+    holds already; or in a "canonical" one, the same for the same documents.  `tell_ranking`: where that is another
+    order than that of relevance a line behind the documents says so; small models are thrown off by it.
     `document_reuse`: documents that others have read are read from the cache where they stand in the same "prefix", or
     at any place as "segments", a part of each computed again: approximate, so tried on the model at start, which takes
     half a minute, and refused where it would change answers too much.
@@ -51,6 +52,7 @@ class EngineConfig(
     step_ms: Annotated[float, Meta(gt=0)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=0, le=32)] = 5
     document_order: DocumentOrder = "relevance"
+    tell_ranking: bool = False
     document_reuse: DocumentReuse = "prefix"
     cache_eviction: Eviction = "gdsf"
     max_running: Count = 64

@@ -57,7 +57,7 @@ class EmbeddedBackend:
         place = choose_place(config)
         model, path = load_model(config.model, place.dtype, config.quantization, place.device, place.kv_dtype)
         shape = model.config
-        self._encoder = PromptEncoder(load_tokenizer(path))
+        self._encoder = PromptEncoder(load_tokenizer(path), tells_ranking=config.tell_ranking)
         context = min(config.max_context_tokens or shape.max_context_tokens, shape.max_context_tokens)
         blocks = cache_blocks(config, model, place, context)
         self._name = config.served_name or served_name(config.model, path)

@@ -305,7 +305,7 @@ def main() -> None:
     count = options.prompts or 48
     checkpoint = open_checkpoint(options.model)
     model = Llama(checkpoint, torch.float32)
-    encoder = PromptEncoder(load_tokenizer(checkpoint.path))
+    encoder = PromptEncoder(load_tokenizer(checkpoint.path), tells_ranking=True)
     given = options.layers or ["{0.start}-{0.stop}".format(looked_at(len(model.layers)))]
     layers = {f" {each}" if options.layers else "": range(*map(int, each.split("-"))) for each in given}
     cache = Cache(model)

@@ -35,9 +35,10 @@ class PromptEncoder:
     encode.
     """
 
-    def __init__(self, tokenizer, remember_tokens: int = 500_000):
+    def __init__(self, tokenizer, remember_tokens: int = 500_000, tells_ranking: bool = False):
         """`tokenizer`: a fast Hugging Face tokenizer.  `remember_tokens`: how many tokens of documents are kept,
-        about 8 bytes each with their text, and 200 once an answer has looked for itself in them."""
+        about 8 bytes each with their text, and 200 once an answer has looked for itself in them.  `tells_ranking`:
+        documents that stand in another order than that of relevance are followed by a line that says so."""
         self.hugging_face = tokenizer
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
         self._plain = Tokenizer.from_str(self.tokenizer.to_str())
@@ -45,6 +46,7 @@ class PromptEncoder:
         self._remembered: OrderedDict[str, TokenText] = OrderedDict()
         self._remembered_tokens = 0
         self._remember_tokens = remember_tokens
+        self._tells_ranking = tells_ranking
         self._lock = threading.Lock()
         self._glue: dict[tuple[str, ...], list[list[int]]] = {}
 
@@ -93,7 +95,8 @@ class PromptEncoder:
         if len(documents) < 2:
             return joined(pieces)
         tail = joined(pieces[first + len(documents) :])
-        return Parts(joined(pieces[:first]), tuple(Document(d.key, d.tokens) for d in documents), tail, self._ranking)
+        hint = self._ranking if self._tells_ranking else None
+        return Parts(joined(pieces[:first]), tuple(Document(d.key, d.tokens) for d in documents), tail, hint)
 
     def _ranking(self, order: tuple[int, ...]) -> list[int]:
         """A line that says where the documents of most relevance stand, `order` being their ranks."""

@@ -290,7 +290,7 @@ def test_more_cache_than_memory_is_refused(model_folder):
 async def test_documents_in_the_order_that_is_cached(model_folder):
     """The server's way, and the request's where it says one."""
     texts = tuple(f"document {n}: " + "words and more words, " * 8 + "\n\n" for n in range(3))
-    backend = open_tiny(model_folder, document_order="planned")
+    backend = open_tiny(model_folder, document_order="planned", tell_ranking=True)
     try:
         await collect(backend, ask("first", chat(documents=texts)))
         turned = chat(documents=texts[1::-1] + texts[2:])

@@ -15,7 +15,8 @@ from tests.inference.tiny import save_model
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return PromptEncoder(AutoTokenizer.from_pretrained(save_model(tmp_path_factory.mktemp("model"))))
+    tokenizer = AutoTokenizer.from_pretrained(save_model(tmp_path_factory.mktemp("model")))
+    return PromptEncoder(tokenizer, tells_ranking=True)
 
 
 def chat(*documents: str, question: str = "Why?", prefix: str = "") -> ChatPrompt:
@@ -53,6 +54,8 @@ def test_documents_side_by_side_may_change_places(encoder):
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nthree\n\none\n\ntwo\n\n"
         "The documents above by relevance, the best first: 2, 3, 1.\n\nWhy?<|im_end|>\n<|im_start|>assistant\nAccording"
     )
+    silent, _ = PromptEncoder(encoder.hugging_face).encode_texts(chat("one\n\n", "two\n\n"))
+    assert "by relevance" not in encoder.tokenizer.decode(silent.tokens((1, 0)))
     other, _ = encoder.encode_texts(chat("two\n\n", "one\n\n"))
     assert [d.key for d in other.documents] == [d.key for d in parts.documents[1::-1]]
 
