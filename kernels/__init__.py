@@ -9,7 +9,7 @@ from kernels.paged_attention import attend, store
 from kernels.plan import BLOCK_SIZE, FEW_TOKENS, AttentionPlan
 from kernels.sampling import SamplingRows, sample
 from kernels.segments import SharedPlan, attend_shared
-from kernels.splicing import attention_received, splice
+from kernels.splicing import attention_received, copy, splice
 
 __all__ = [
     "BLOCK_SIZE",
@@ -24,6 +24,7 @@ __all__ = [
     "attend_shared",
     "attention_received",
     "bytes_per_block",
+    "copy",
     "multiply_packed",
     "multiply_rounded",
     "on_gpu",

@@ -10,8 +10,16 @@ from __future__ import annotations
 import torch
 
 from kernels import reference
-from kernels.cache import LayerCache
+from kernels.cache import FP8, LayerCache
 from kernels.plan import BLOCK_SIZE
+
+
+def copy(cache: LayerCache, source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy keys and values, as they are, from the slots `source` [n] int64 to the slots `target` [n]."""
+    for cached in cache:
+        if cached is not None:
+            raw = cached.view(torch.uint8) if cached.dtype == FP8 else cached
+            raw[target // BLOCK_SIZE, :, target % BLOCK_SIZE] = raw[source // BLOCK_SIZE, :, source % BLOCK_SIZE]
 
 
 def splice(cache: LayerCache, source: torch.Tensor, target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:

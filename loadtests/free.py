@@ -28,6 +28,9 @@ class Free:
     def look(self, tokens, plan, cache, layers):
         return torch.zeros(int(plan.context_lens[0]))
 
+    def copy(self, cache, source, target):
+        pass
+
     def splice(self, cache, source, target, by):
         pass
 

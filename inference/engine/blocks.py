@@ -6,7 +6,8 @@
 
 The name of a published block is a hash chain: H(name of the block before it, its 16 tokens), rooted in the
 model, the dtype and the request's access scope, so equal names mean equal tokens at equal positions that the
-same people may read (vLLM's prefix caching; blake2b, 16 bytes, so collisions can't be crafted).
+same people may read (vLLM's prefix caching; blake2b, 16 bytes, so collisions can't be crafted).  Where a document ends
+within a block, the block's beginning has a name as well: others copy it, whatever the block goes on with.
 """
 
 from __future__ import annotations
@@ -32,11 +33,16 @@ def root_name(*identity: str) -> BlockName:
     return digest.digest()
 
 
+def name_behind(parent: BlockName, tokens: Sequence[int]) -> BlockName:
+    """The name of `tokens`, a whole block or less, behind the block `parent`."""
+    return blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest()
+
+
 def extend_names(names: list[BlockName], root: BlockName, tokens: Sequence[int], known: int, block_size: int) -> None:
     """Append to `names` until every full block of the first `known` tokens has one."""
     parent = names[-1] if names else root
     for start in range(len(names) * block_size, known - block_size + 1, block_size):
-        parent = blake2b(parent + array("i", tokens[start : start + block_size]).tobytes(), digest_size=16).digest()
+        parent = name_behind(parent, tokens[start : start + block_size])
         names.append(parent)
 
 
@@ -60,6 +66,8 @@ class BlockPool:
         self._block_cost = block_size * per_pair
         self._block_of: dict[BlockName, int] = {}
         self._name_of: dict[int, BlockName] = {}
+        self._begun: dict[BlockName, int] = {}  # blocks by what they begin with
+        self._begins: dict[int, list[BlockName]] = {}
         self.evicted_total = 0
 
     @property
@@ -109,7 +117,9 @@ class BlockPool:
             if name is not None:
                 del self._block_of[name]
                 self.evicted_total += 1
-                self._clock = max(self._clock, priority)
+            self._clock = max(self._clock, priority)
+            for begun in self._begins.pop(block, ()):
+                del self._begun[begun]
             self._references[block] = 1
             self._priority[block] = 0.0
             taken.append(block)
@@ -122,6 +132,17 @@ class BlockPool:
             self._block_of[name] = block
             self._name_of[block] = name
 
+    def publish_beginning(self, block: int, name: BlockName) -> None:
+        """Make the computed beginning of a block findable, for who copies it: it may go on otherwise for others."""
+        assert self._references[block] > 0, f"block {block} published while free"
+        if name not in self._begun:
+            self._begun[name] = block
+            self._begins.setdefault(block, []).append(name)
+
+    def beginning(self, name: BlockName) -> int | None:
+        """A block that begins with the tokens of this name; nothing is taken."""
+        return self._begun.get(name)
+
     def release(self, blocks: Sequence[int]) -> None:
         """Give the blocks of a sequence back.  No block is worth less than those that were computed on top of it, and
         among equals a sequence's last go first, so that chains are evicted from their ends."""
@@ -129,7 +150,7 @@ class BlockPool:
         for at in reversed(range(len(blocks))):
             block = blocks[at]
             assert self._references[block] > 0, f"block {block} released twice"
-            name = self._name_of.get(block)
+            name = self._name_of.get(block) or next(iter(self._begins.get(block, ())), None)
             if name is not None:
                 worth = self._priority[block] = max(worth, self._priority[block], self._worth(name, at))
             self._references[block] -= 1
@@ -143,8 +164,8 @@ class BlockPool:
 
     def forget(self) -> None:
         """Un-publish everything: after a failed step, or when what is stored can't be trusted."""
-        self._block_of.clear()
-        self._name_of.clear()
+        for index in (self._block_of, self._name_of, self._begun, self._begins):
+            index.clear()
 
     def check(self) -> None:
         """Raise AssertionError if the pool contradicts itself (for tests and idle moments)."""
@@ -155,3 +176,4 @@ class BlockPool:
         assert NULL_BLOCK not in self._free
         assert self._references[NULL_BLOCK] == 0
         assert self._name_of == {block: name for name, block in self._block_of.items()}
+        assert self._begun == {name: block for block, names in self._begins.items() for name in names}

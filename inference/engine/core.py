@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 class Model(Protocol):
     """What the core needs of a model; `forward` as `inference.models.Llama.forward`, and where steps overlap with the
-    tokens [rows] of the one in flight."""
+    tokens [rows] of the one in flight.  One that has `copy`, as Llama, shares documents that end within a block."""
 
     def new_cache(self, blocks: int) -> object: ...
 
@@ -131,7 +131,8 @@ class EngineCore:
         self._cache = model.new_cache(options.blocks) if cache is None else cache
         reuse = options.reuse
         self._segments = reuse and Segments(self.pool, model, self._cache, reuse.share, reuse.layers)
-        self.scheduler = Scheduler(self.pool, options.policy, self._replan, self._segments)
+        copy = self._copy_beginning if hasattr(model, "copy") else None
+        self.scheduler = Scheduler(self.pool, options.policy, self._replan, self._segments, copy)
         self._text_stream = text_stream
         self._choose = choose
         self._clock = clock
@@ -433,6 +434,10 @@ class EngineCore:
             sequence.order, sequence.tokens, sequence.prompt_tokens = order, tokens, len(tokens)
             sequence.names = []
         sequence.path = self.tree.hold(sequence.root, parts, order)
+
+    def _copy_beginning(self, source: int, target: int, count: int) -> None:
+        within, size = torch.arange(count), self.pool.block_size
+        self._model.copy(self._cache, source * size + within, target * size + within)
 
     @property
     def slots(self) -> tuple[int, int]:

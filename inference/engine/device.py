@@ -102,6 +102,18 @@ class DeviceModel:
         rows = wanted.pin_memory() if self._device.type == "cuda" else wanted  # or the copy would wait for the replay
         return self._logits[rows.to(self._device, non_blocking=True)]
 
+    def copy(self, cache: object, source: torch.Tensor, target: torch.Tensor) -> None:
+        """As `Llama.copy`."""
+        self._model.copy(cache, source, target)
+
+    def splice(self, cache: object, source: torch.Tensor, target: torch.Tensor, by: torch.Tensor) -> None:
+        """As `Llama.splice`."""
+        self._model.splice(cache, source, target, by)
+
+    def look(self, tokens: torch.Tensor, plan: AttentionPlan, cache: object, layers: range) -> torch.Tensor:
+        """As `Llama.look`, for inputs on the host."""
+        return self._model.look(tokens.to(self._device), plan.to(self._device), cache, layers)
+
     def _graph_for(self, tokens: torch.Tensor, plan: AttentionPlan, cache: object) -> Graph | None:
         if cache is not self._cache or plan.few_sequences < len(plan.context_lens):
             return None

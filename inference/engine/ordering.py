@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from inference.engine.blocks import BlockName, BlockPool, extend_names
+from inference.engine.blocks import BlockName, BlockPool, extend_names, name_behind
 from inference.prompt import DocumentOrder
 
 
@@ -64,13 +64,14 @@ class Plan(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Node:
     """A document behind a path of others.  `names` of the blocks that it completes, `last` the chain's name by then,
-    `rest` the tokens that no block holds yet; it ends `length` tokens from the beginning.  `held` by requests that
-    have not ended: what they have not computed yet, they will."""
+    `rest` the tokens that no block holds yet, `ends` their name; it ends `length` tokens from the beginning.  `held` by
+    requests that have not ended: what they have not computed yet, they will."""
 
     names: list[BlockName]
     last: BlockName
     rest: list[int]
     length: int
+    ends: BlockName
     children: dict[bytes, Node] = field(default_factory=dict)
     held: int = 0
 
@@ -210,4 +211,5 @@ def _extended(last: BlockName, rest: list[int], length: int, more: Sequence[int]
     tokens = [*rest, *more]
     names: list[BlockName] = []
     extend_names(names, last, tokens, len(tokens), block_size)
-    return Node(names, names[-1] if names else last, tokens[len(names) * block_size :], length + len(more))
+    last, rest = names[-1] if names else last, tokens[len(names) * block_size :]
+    return Node(names, last, rest, length + len(more), name_behind(last, rest))

@@ -67,12 +67,15 @@ class Scheduler:
         policy: Policy,
         replan: Callable[[Sequence], None] = lambda sequence: None,
         segments: Segments | None = None,
+        copy: Callable[[int, int, int], None] | None = None,
     ):
         """`replan` may change the tokens of a sequence that is about to be admitted; `segments` where documents are
-        reused at other places than they were computed at."""
+        reused at other places than they were computed at; `copy(source, target, count)` copies the first tokens of a
+        block, where that can be done."""
         self.pool = pool
         self._replan = replan
         self._segments = segments
+        self._copy = copy
         self.policy = policy
         self._block_size = pool.block_size
         self.watermark = max(1, pool.capacity // 50)
@@ -159,7 +162,8 @@ class Scheduler:
                 break
             self.waiting.remove(sequence)
             if not sequence.preemptions and sequence.reuse is None:
-                self.pool.asked(sequence.block_names(self._block_size), now)
+                names = sequence.block_names(self._block_size)
+                self.pool.asked([*names, *(node.ends for node in sequence.path if node.rest)], now)
             plan[sequence.request_id] = admitted
             left.spend(admitted.start, admitted.tokens)
             ahead.append(sequence)
@@ -193,32 +197,48 @@ class Scheduler:
         """Take what the cache holds of a waiting sequence and blocks for its first chunk, or nothing at all."""
         hits = self._hits(sequence)
         start = len(hits) * self._block_size
-        chunk = left.chunk(start, len(sequence.tokens) - start)
+        begun, more = self._begun(sequence, start)
+        chunk = left.chunk(start + more, len(sequence.tokens) - start - more)
         if chunk == 0 or sequence.complete:  # preempted while its last token was in flight
             return None
         segments = self._segments.sources(sequence.reuse, start) if sequence.reuse is not None else []
-        end = start + chunk if sequence.reuse is None else len(sequence.tokens)
+        end = start + more + chunk if sequence.reuse is None else len(sequence.tokens)
         fresh = -(-end // self._block_size) - len(hits)
-        held = set(hits).union(*segments)
+        held = set(hits).union(begun, *segments)
         from_free = sum(1 for block in held if not self.pool.in_use(block))
         reserve = self.watermark if self.running else 0
         if fresh + from_free + reserve > self.pool.free_blocks:
             return None
-        for blocks in (hits, *segments):
+        for blocks in (hits, begun, *segments):
             self.pool.take(blocks)
         sequence.blocks = hits + (self.pool.allocate(fresh) or [])
         assert len(sequence.blocks) == len(hits) + fresh
-        sequence.computed = start
+        for block in begun:
+            self._copy(block, sequence.blocks[len(hits)], more)
+        self.pool.release(begun)
+        sequence.computed = start + more
         sequence.published = len(hits)
         if sequence.preemptions == 0:
-            sequence.cached_tokens = start
+            sequence.cached_tokens = sequence.computed
         if sequence.reuse is not None:
             self._reuse(sequence)
             for blocks in segments:
                 self.pool.release(blocks)
-            chunk = left.chunk(start, sequence.pending)
+            chunk = left.chunk(sequence.computed, sequence.pending)
         self.running[sequence.request_id] = sequence
-        return Scheduled(sequence, start, chunk)
+        return Scheduled(sequence, sequence.computed, chunk)
+
+    def _begun(self, sequence: Sequence, start: int) -> tuple[list[int], int]:
+        """A block that begins as that of the sequence at `start`, if there is one, as far as a document's end: it, and
+        how many tokens."""
+        if self._copy is None:
+            return [], 0
+        for node in reversed(sequence.path):
+            if start < node.length < min(start + self._block_size, len(sequence.tokens)):
+                block = self.pool.beginning(node.ends)
+                if block is not None:
+                    return [block], node.length - start
+        return [], 0
 
     def _reuse(self, sequence: Sequence) -> None:
         """Copy the documents into the sequence's blocks; where that fails it computes them itself."""
@@ -296,11 +316,15 @@ class Scheduler:
     def publish(self, sequence: Sequence) -> None:
         """Make the full blocks of `sequence` findable, as far as their tokens are known."""
         full = sequence.publishable // self._block_size
+        before = sequence.published * self._block_size
         if full > sequence.published:
             names = sequence.block_names(self._block_size)[:full]
             for i in range(sequence.published, len(names)):
                 self.pool.publish(sequence.blocks[i], names[i])
             sequence.published = len(names)
+        for node in sequence.path if before < sequence.prompt_tokens else ():
+            if node.rest and before < node.length <= sequence.publishable:
+                self.pool.publish_beginning(sequence.blocks[node.length // self._block_size], node.ends)
 
 
 class _Budget:

@@ -167,11 +167,18 @@ class Llama:
         return received
 
     @torch.inference_mode()
+    def copy(self, cache: list[kernels.LayerCache], source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy what stands in the slots `source` [n] int64 to the slots `target` [n], at the same position."""
+        for layer_cache in cache:
+            kernels.copy(layer_cache, source.to(self.device), target.to(self.device))
+
+    @torch.inference_mode()
     def splice(
         self, cache: list[kernels.LayerCache], source: torch.Tensor, target: torch.Tensor, by: torch.Tensor
     ) -> None:
         """Copy what stands in the slots `source` [n] int64 to the slots `target` [n], where it stands `by` [n] int64
         positions further on."""
+        source, target, by = (x.to(self.device) for x in (source, target, by))
         cos, sin = self.rotary.turn(by)
         for layer_cache in cache:
             kernels.splice(layer_cache, source, target, cos, sin)

@@ -108,6 +108,11 @@ class IntegerModel:
         self.after_step()
         return logits
 
+    def copy(self, cache, source, target):
+        for at, to in zip(source.tolist(), target.tolist(), strict=True):
+            self._must(cache[at] != UNWRITTEN, "copied a slot that nobody wrote")
+            cache[to] = cache[at]
+
     def _must(self, holds: bool, what: str) -> None:
         if not holds:
             self.wrong.append(what)

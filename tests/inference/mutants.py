@@ -41,7 +41,7 @@ class Mutant(NamedTuple):
 MUTANTS = (
     # ---- names ----
     Mutant("scope left out of the name", core, "root_name", "in identity", "in identity[:1]"),
-    Mutant("the chain forgets its parent", sequence, "extend_names", "blake2b(parent + ", "blake2b(root + "),
+    Mutant("the chain forgets its parent", sequence, "extend_names", "name_behind(parent, ", "name_behind(root, "),
     Mutant("a partial block is named", sequence, "extend_names", "- block_size + 1", "- block_size + 2"),
     Mutant("revocation does nothing", EngineCore, "revoke", "+ 1", "+ 0"),
     # ---- pool ----
@@ -61,7 +61,13 @@ MUTANTS = (
     Mutant("freed while one still holds it", BlockPool, "release", "== 0:\n", "<= 1:\n"),
     Mutant("blocks are not given back", BlockPool, "release", "self._references[block] -= 1", "pass"),
     Mutant("publishing replaces a block", BlockPool, "publish", "name not in self._block_of and", ""),
-    Mutant("forgetting leaves half of the index", BlockPool, "forget", "self._name_of.clear()", "pass"),
+    Mutant(
+        "forgetting leaves half of the index",
+        BlockPool,
+        "forget",
+        "self._block_of, self._name_of, ",
+        "self._block_of, ",
+    ),
     Mutant(
         "the null block is handed out",
         BlockPool,

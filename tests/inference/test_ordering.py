@@ -46,7 +46,7 @@ def test_the_order_whose_beginning_is_there():
     core = make_core(order="planned")
     assert served(core, "first", parts_of(A, B, C)) == (0, 1, 2)
     assert served(core, "second", parts_of(D, B, A)) == (2, 1, 0), "A, B as before, then D"
-    assert core.counters.cached_tokens == (3 + 40 + 33) // 16 * 16
+    assert core.counters.cached_tokens == 3 + 40 + 33, "to the token"
     assert served(core, "third", parts_of(C, D)) == (0, 1), "neither ever came first"
 
 
@@ -159,3 +159,55 @@ def test_the_integer_model_notices_another_order():
     """What `served` relies on."""
     there, swapped = (chain("public", parts_of(A, B).tokens(order)) for order in ((0, 1), (1, 0)))
     assert next_token(there) != next_token(swapped)
+
+
+def test_documents_that_end_within_a_block_are_shared_to_the_token():
+    core = make_core()
+    served(core, "first", parts_of(A, B, tail=(5, 6, 7)))
+    computed = core.counters.computed_tokens
+    ask(core, "second", parts_of(A, B, tail=(8, 9)))
+    outputs = drain(core)["second"]
+    assert tokens_of(outputs) == expected(parts_of(A, B, tail=(8, 9)).tokens((0, 1)), 3)
+    assert outputs[-1].usage.cached_tokens == 3 + 40 + 33
+    assert core.counters.computed_tokens - computed == 2 + 2  # its tail, and two of its own three tokens
+    ask(core, "third", parts_of(A, C))
+    assert drain(core)["third"][-1].usage.cached_tokens == 3 + 40
+    ask(core, "fourth", parts_of(A, B), scope="other")
+    assert drain(core)["fourth"][-1].usage.cached_tokens == 0
+    core.pool.check()
+
+
+def test_a_crowd_computes_its_documents_once_wherever_they_end():
+    core = make_core(blocks=600)
+    crowd = [parts_of(A, B, C, tail=(10 + i, 5)) for i in range(32)]
+    for i, parts in enumerate(crowd):
+        ask(core, f"{i}", parts)
+    told = drain(core)
+    for i, parts in enumerate(crowd):
+        assert tokens_of(told[f"{i}"]) == expected(parts.tokens((0, 1, 2)), 3)
+    documents = 40 + 33 + 52
+    assert core.counters.computed_tokens == 3 + documents + 32 * (2 + 2)
+
+
+def test_the_beginning_of_a_block_goes_with_the_block():
+    pool = BlockPool(4)
+    (block,) = pool.allocate(1)
+    pool.publish_beginning(block, b"begins")
+    pool.publish_beginning(block, b"begins later")
+    pool.publish_beginning(block, b"begins")
+    pool.release([block])
+    assert pool.beginning(b"begins") == pool.beginning(b"begins later") == block
+    pool.check()
+    pool.allocate(3)
+    assert pool.beginning(b"begins") is pool.beginning(b"begins later") is None
+    pool.check()
+
+
+def test_nothing_is_copied_after_a_step_that_failed():
+    core = make_core()
+    core._model.before_step = lambda: 1 / 0
+    ask(core, "first", parts_of(A, B))
+    assert core.step()[0].error is not None
+    core._model.before_step = lambda: None
+    assert served(core, "second", parts_of(A, B)) == (0, 1)
+    assert core.counters.cached_tokens == 0

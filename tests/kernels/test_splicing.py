@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inference.models.rotary import Rotary
-from kernels import BLOCK_SIZE, AttentionPlan, LayerCache, attend, attention_received, reference, splice
+from kernels import BLOCK_SIZE, AttentionPlan, LayerCache, attend, attention_received, copy, reference, splice
 from kernels.cache import FP8
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -43,6 +43,19 @@ def test_what_is_moved_is_as_if_computed_there(dtype: torch.dtype, tolerance: fl
     keys, values, wanted_keys, wanted_values = moved(dtype, by)
     torch.testing.assert_close(keys, wanted_keys, atol=tolerance, rtol=0)
     torch.testing.assert_close(values, wanted_values, atol=tolerance / 10, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8])
+def test_a_copy_is_the_same_to_the_bit(dtype: torch.dtype):
+    torch.manual_seed(2)
+    cache = LayerCache.empty(6, KV_HEADS, DIM, dtype)
+    source, target = torch.arange(5) + BLOCK_SIZE, torch.arange(5) + 4 * BLOCK_SIZE
+    reference.write(cache, torch.randn(5, KV_HEADS, DIM), torch.randn(5, KV_HEADS, DIM), source)
+    copy(cache, source, target)
+    for each in cache:
+        if each is not None:
+            raw = each.view(torch.uint8) if dtype == FP8 and each.dtype == FP8 else each
+            assert torch.equal(raw[4, :, :5], raw[1, :, :5])
 
 
 def test_a_turn_the_wrong_way_is_noticed():
