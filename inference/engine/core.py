@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 class Model(Protocol):
     """What the core needs of a model; `forward` as `inference.models.Llama.forward`, and where steps overlap with the
-    tokens [rows] of the one in flight.  One that has `copy`, as Llama, shares documents that end within a block."""
+    tokens [rows] of the one in flight.  One that has `copy`, as Llama, shares documents that end within a block; on a
+    GPU that would be some hundred small kernels for a few tokens."""
 
     def new_cache(self, blocks: int) -> object: ...
 

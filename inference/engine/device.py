@@ -102,10 +102,6 @@ class DeviceModel:
         rows = wanted.pin_memory() if self._device.type == "cuda" else wanted  # or the copy would wait for the replay
         return self._logits[rows.to(self._device, non_blocking=True)]
 
-    def copy(self, cache: object, source: torch.Tensor, target: torch.Tensor) -> None:
-        """As `Llama.copy`."""
-        self._model.copy(cache, source, target)
-
     def splice(self, cache: object, source: torch.Tensor, target: torch.Tensor, by: torch.Tensor) -> None:
         """As `Llama.splice`."""
         self._model.splice(cache, source, target, by)

@@ -9,6 +9,7 @@ What comes out of it is never published: nothing approximate is ever taken for e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence as Of
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -128,6 +129,8 @@ class Segments:
             if span.start > reuse.head:
                 first += range(begin, min(span.start + size, span.end))
         moved = [place for place, turn in zip(places, by, strict=True) if turn]
+        reuse.skips, reuse.approximate, reuse.again = [], 0, 0
+        reuse.exact = moved[0] if moved else sys.maxsize
         if not places:
             return
         target = [blocks[place // size] * size + place % size for place in places]
@@ -138,7 +141,6 @@ class Segments:
             rest = torch.tensor([place for place in moved if place not in again])
             again.update(rest[self._received(tokens, blocks, reuse)[rest].topk(more).indices].tolist())
         reuse.skips = side_by_side([place for place in places if place not in again])
-        reuse.exact = moved[0] if moved else reuse.tail
         reuse.approximate, reuse.again = len(moved) - len(again), len(again)
 
     def _received(self, tokens: Of[int], blocks: list[int], reuse: Reuse) -> torch.Tensor:

@@ -239,3 +239,21 @@ def test_a_small_pool_preempts_and_goes_on(model: Llama):
     assert len(told) == 12
     assert core.scheduler.preempted_total
     assert core.pool.free_blocks == core.pool.capacity
+
+
+def test_where_all_is_there_in_this_order_nothing_is_approximate_and_all_is_found_again(model: Llama):
+    core = make(model, 0.25)
+    seen_before(core)
+    tail = tuple(range(40, 90))
+    core.add("prefix", parts_of(3, 1, 2), Sampling(max_tokens=1, ignore_eos=True), "public", 0, reuse="prefix")
+    drain(core)
+    cached = []
+    for name in ("first", "again"):
+        ask(core, name, parts_of(3, 1, 2, tail=tail), 1)
+        assert core._sequences[name].reuse is not None
+        usage = drain(core)[name][-1].usage
+        assert usage.kv_mode == "exact"
+        cached.append(usage.cached_tokens)
+    documents = len(HEAD) + 96 + 64 + 71
+    assert cached[0] == documents
+    assert cached[1] >= documents + len(tail) - BLOCK_SIZE
