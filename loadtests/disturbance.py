@@ -9,6 +9,7 @@ an answer how much less likely its first 32 tokens become (NLL, nats a token).  
 and questions of CLAPnq over the four passages that retrieval finds for each.  Intervals are 95 %, by paired bootstrap.
 
     reversed, random            another order
+    random, best first / last   the most relevant document there, the others in another order
     planned, + hint             the order that the engine plans where three of the documents were served before in
                                 another order, with and without the line that tells the ranking
     hint                        the order of relevance with that line
@@ -168,16 +169,28 @@ def spans(parts: Parts) -> list[tuple[int, int]]:
     return found
 
 
+def shuffled_from(ranks: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+    """Another order of `ranks`."""
+    shuffled = list(ranks)
+    while tuple(shuffled) == ranks:
+        rng.shuffle(shuffled)
+    return tuple(shuffled)
+
+
 Chooser = Callable[[torch.Tensor, list[tuple[int, int]], int], list[int]]
 
 
 def arms_of_orders(cache: Cache, case: Case, truth: Truth, seed: int) -> Iterator[tuple[str, Measured]]:
     parts, rng = case.parts, random.Random(f"order/{seed}")
-    shuffled = list(parts.ranks)
-    while tuple(shuffled) == parts.ranks:
-        rng.shuffle(shuffled)
+    shuffled = shuffled_from(parts.ranks, rng)
     planned = planned_order(case, seed)
-    orders = {"reversed": parts.ranks[::-1], "random": tuple(shuffled)}
+    behind = shuffled_from(parts.ranks[1:], rng)
+    orders = {
+        "reversed": parts.ranks[::-1],
+        "random": shuffled,
+        "random, best first": (0, *behind),
+        "random, best last": (*behind, 0),
+    }
     if planned != parts.ranks:
         orders["planned"] = planned
     for name, order in orders.items():
