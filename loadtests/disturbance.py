@@ -30,7 +30,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,9 +175,6 @@ def shuffled_from(ranks: tuple[int, ...], rng: random.Random) -> tuple[int, ...]
     while tuple(shuffled) == ranks:
         rng.shuffle(shuffled)
     return tuple(shuffled)
-
-
-Chooser = Callable[[torch.Tensor, list[tuple[int, int]], int], list[int]]
 
 
 def arms_of_orders(cache: Cache, case: Case, truth: Truth, seed: int) -> Iterator[tuple[str, Measured]]:
