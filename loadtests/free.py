@@ -9,7 +9,7 @@ import torch
 
 from inference.config import Eviction
 from inference.engine import EngineCore, EngineOptions, Policy
-from inference.engine.core import Reusing
+from inference.engine.segments import Reusing
 from inference.prompt import DocumentOrder
 
 

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 from inference import Sampling
 from inference.config import Eviction
-from inference.engine.core import Reusing
 from inference.engine.ordering import Document, Parts
+from inference.engine.segments import Reusing
 from inference.prompt import DocumentOrder
 from kernels import BLOCK_SIZE
 from loadtests import report
@@ -132,7 +132,7 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
     core = core_over(Free(), blocks + 1, order, eviction, reuse, lambda: float(now), max_tokens=8192)
     library, rng = Library(seed), random.Random(f"{trace}/{seed}")
     head = list(range(HEAD))
-    plan, took = core.tree.plan, []
+    plan, took = core.documents.tree.plan, []
 
     def timed(*args):
         began = time.perf_counter()
@@ -140,7 +140,7 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
         took.append(1e6 * (time.perf_counter() - began))
         return made
 
-    core.tree.plan = timed
+    core.documents.tree.plan = timed
     seen: Counter[int] = Counter()
     reused = prefilled = total = changed = displaced = 0
     for i, ranked in enumerate(TRACES[trace](rng, requests)):

@@ -22,10 +22,11 @@ from inference.config import Eviction
 from inference.engine import batch as batches
 from inference.engine.blocks import BlockName, BlockPool, root_name
 from inference.engine.detokenizer import TextStream
+from inference.engine.documents import Documents
 from inference.engine.ordering import DocumentTree, Parts
 from inference.engine.sampler import Choices, adjusts, choose
 from inference.engine.scheduler import Policy, Scheduled, Scheduler
-from inference.engine.segments import Segments
+from inference.engine.segments import Reusing, Segments
 from inference.engine.sequence import Drafter, Grammar, Sequence
 from inference.errors import BackendError, GenerationFailed, Overloaded, PromptTooLong, RequestRefused
 from inference.prompt import DocumentOrder, DocumentReuse
@@ -47,7 +48,8 @@ class Model(Protocol):
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`identity` names the model and its dtype: cache blocks are only ever shared under one identity.
     `block_size` in tokens: that of the model's cache.  `overlap`: the model only launches steps.
-    `order`: of the documents in a prompt (`engine.ordering`); `eviction`: of cached blocks (`engine.eviction`)."""
+    `order`: of the documents in a prompt (`engine.ordering`); `eviction`: of cached blocks (`engine.eviction`);
+    `reuse`: of documents at other places, where the model allows it (`engine.gate`)."""
 
     identity: str
     blocks: int
@@ -60,13 +62,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     order: DocumentOrder = "relevance"
     eviction: Eviction = "gdsf"
     reuse: Reusing | None = None
-
-
-class Reusing(msgspec.Struct, frozen=True):
-    """Documents are reused at any place: `engine.segments.Segments` has the meaning of both."""
-
-    share: float
-    layers: range
 
 
 class Output(msgspec.Struct):
@@ -127,13 +122,15 @@ class EngineCore:
         self.counters = Counters()
         cost = options.policy.cost
         self.pool = BlockPool(options.blocks, options.block_size, options.eviction, cost.pair_over_token)
-        self.tree = DocumentTree(self.pool, cost.pair_over_token)
         self._model = model
         self._cache = model.new_cache(options.blocks) if cache is None else cache
         reuse = options.reuse
-        self._segments = reuse and Segments(self.pool, model, self._cache, reuse.share, reuse.layers)
+        segments = None if reuse is None else Segments(self.pool, model, self._cache, reuse)
+        tree = DocumentTree(self.pool, cost.pair_over_token)
+        room = min(options.max_context_tokens, self.pool.capacity * self.pool.block_size)
+        self.documents = Documents(tree, segments, room, text_stream)
         copy = self._copy_beginning if hasattr(model, "copy") else None
-        self.scheduler = Scheduler(self.pool, options.policy, self._replan, self._segments, copy)
+        self.scheduler = Scheduler(self.pool, options.policy, self.documents.replan, segments, copy)
         self._text_stream = text_stream
         self._choose = choose
         self._clock = clock
@@ -166,7 +163,7 @@ class EngineCore:
         ranks = () if parts is None else parts.ranks
         tokens = prompt if parts is None else parts.tokens(ranks)
         self.check_fits(len(tokens), sampling.max_tokens)
-        if reuse == "segments" and self._segments is None:
+        if reuse == "segments" and self.documents.segments is None:
             raise RequestRefused('document_reuse "segments" is switched off here: its operator sets it in [backend]')
         if request_id in self._sequences:
             raise RequestRefused(f"request id {request_id!r} is already running")
@@ -188,41 +185,18 @@ class EngineCore:
             ordering=order or self.options.order,
             order=ranks,
         )
-        self._replan(sequence)
-        if self._segments is not None and parts is not None and reuse != "prefix":
-            self._compile(sequence)
-        self._sequences[request_id] = sequence
-        self.scheduler.add(sequence)
+        self.documents.replan(sequence)
+        compiled = [] if reuse == "prefix" else self.documents.reuse(sequence)
+        for each in (*compiled, sequence):
+            self._sequences[each.request_id] = each
+            self.scheduler.add(each)
 
     def expect(self, parts: Parts, scope: str) -> None:
         """Note that the documents of `parts` will be asked for: they are no strangers when they are."""
-        if self._segments is not None:
-            self._segments.plan(self._root(scope), parts, parts.ranks, self._clock())
+        self.documents.expect(self._root(scope), parts, self._clock())
 
     def _root(self, scope: str) -> BlockName:
         return root_name(self.options.identity, scope, str(self._epochs.get(scope, 0)))
-
-    def _compile(self, sequence: Sequence) -> None:
-        """Have the documents computed that `sequence` reuses and no blocks hold, each as a request of its own."""
-        sequence.reuse = self._segments.plan(sequence.root, sequence.parts, sequence.order, sequence.arrived)
-        for span in self._segments.missing(sequence.reuse) if sequence.reuse is not None else ():
-            name = f"document {span.names[-1].hex()}"
-            if name not in self._sequences:
-                compiled = Sequence(
-                    request_id=name,
-                    tokens=[*span.compiled, span.compiled[-1]],  # a token more, so that all blocks are full
-                    prompt_tokens=len(span.compiled) + 1,
-                    sampling=Sampling(max_tokens=1, ignore_eos=True),
-                    root=sequence.root,
-                    text=self._text_stream(()),
-                    seed=0,
-                    arrived=sequence.arrived,
-                    priority=sequence.priority,
-                    compiles=True,
-                )
-                self._sequences[name] = compiled
-                self.scheduler.add(compiled)
-            sequence.reuse.awaits.add(name)
 
     def check_fits(self, prompt_tokens: int, max_tokens: int) -> None:
         """Refuse at once what could never be served."""
@@ -409,32 +383,7 @@ class EngineCore:
 
     def _release(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
-        self.tree.leave(sequence.path)
-        if sequence.compiles:
-            for other in self.scheduler.waiting:
-                if other.reuse is not None:
-                    other.reuse.awaits.discard(sequence.request_id)
-
-    def _replan(self, sequence: Sequence) -> None:
-        """Put the documents of a sequence that has not begun into the order that is best by now."""
-        if sequence.reuse is not None and self._segments.missing(sequence.reuse):
-            sequence.reuse = None  # evicted meanwhile: it computes them itself
-        parts = sequence.parts
-        if parts is None or sequence.scheduled is not None or sequence.reuse is not None:
-            return
-        if sequence.path and sequence.ordering != "planned":  # what the cache holds does not matter to it
-            return
-        held, sequence.path = sequence.path, []
-        self.tree.leave(held)  # what it holds itself is not there yet
-        order = self.tree.plan(sequence.root, parts, sequence.ordering).order
-        if order != sequence.order:
-            tokens = parts.tokens(order)
-            room = min(self.options.max_context_tokens, self.pool.capacity * self.pool.block_size)
-            if len(tokens) + sequence.sampling.max_tokens > room:  # by its hint
-                order, tokens = sequence.order, sequence.tokens
-            sequence.order, sequence.tokens, sequence.prompt_tokens = order, tokens, len(tokens)
-            sequence.names = []
-        sequence.path = self.tree.hold(sequence.root, parts, order)
+        self.documents.leave(sequence, self.scheduler.waiting)
 
     def _copy_beginning(self, source: int, target: int, count: int) -> None:
         within, size = torch.arange(count), self.pool.block_size

@@ -24,9 +24,9 @@ import msgspec
 import torch
 
 from inference.backend import Sampling
-from inference.engine.core import EngineCore, EngineOptions, Reusing
+from inference.engine.core import EngineCore, EngineOptions
 from inference.engine.ordering import Document, Parts
-from inference.engine.segments import LEAST, looked_at
+from inference.engine.segments import LEAST, Reusing, looked_at
 from inference.models.config import ModelError
 
 log = logging.getLogger(__name__)

@@ -33,6 +33,14 @@ class Looks(Protocol):
     def splice(self, cache: object, source: torch.Tensor, target: torch.Tensor, by: torch.Tensor) -> None: ...
 
 
+class Reusing(NamedTuple):
+    """How documents are reused: `share` of the tokens of those at another place are computed again; the question is
+    followed through the model's layers up to the last of `layers`, in which its attention counts."""
+
+    share: float
+    layers: range
+
+
 class Span(NamedTuple):
     """A document from token `start` to `end` of the prompt; as a segment the blocks `names` hold it, behind the head
     and before what fills its last block: `compiled` is all of it."""
@@ -66,18 +74,14 @@ class Reuse:
 
 
 class Segments:
-    """Plans and carries out the reuse of documents over `pool`.
+    """Plans and carries out the reuse of documents over `pool`, `how` the model allows it."""
 
-    `share` of the tokens of documents at another place are computed again; the question is followed through the
-    model's layers up to the last of `layers`, in which its attention counts.
-    """
-
-    def __init__(self, pool: BlockPool, model: Looks, cache: object, share: float, layers: range):
-        self.share = share
+    def __init__(self, pool: BlockPool, model: Looks, cache: object, how: Reusing):
+        self.share = how.share
         self._pool = pool
         self._model = model
         self._cache = cache
-        self._layers = layers
+        self._layers = how.layers
 
     def plan(self, root: BlockName, parts: Parts, order: tuple[int, ...], now: float) -> Reuse | None:
         """None where reuse would cost more than it saves: too many of the documents were never seen before."""

@@ -76,7 +76,7 @@ def test_what_is_being_computed_counts_and_what_was_aborted_does_not():
     core.step()  # planned again when it is admitted
     assert core._sequences["second"].order == (0, 1)
     drain(core)
-    assert not any(node.held for node in nodes(core.tree))
+    assert not any(node.held for node in nodes(core.documents.tree))
 
 
 def test_the_hint_tells_of_another_order_and_of_no_other():
@@ -147,12 +147,12 @@ def hits(pool: BlockPool, parts: Parts, order: tuple[int, ...]) -> list[int]:
 
 def test_what_the_pool_took_back_is_swept():
     core = make_core(blocks=12, order="planned")
-    core.tree._sweep_at = 40
+    core.documents.tree._sweep_at = 40
     for i in range(60):
         served(core, f"r{i}", parts_of(document(100 + i, 40), document(200 + i, 30)))
-        assert len(core.tree) == len(nodes(core.tree))
-        core.tree._sweep_at = 40
-    assert len(core.tree) <= 41
+        assert len(core.documents.tree) == len(nodes(core.documents.tree))
+        core.documents.tree._sweep_at = 40
+    assert len(core.documents.tree) <= 41
 
 
 def test_the_integer_model_notices_another_order():

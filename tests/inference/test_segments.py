@@ -10,8 +10,8 @@ import torch
 
 from inference import Sampling
 from inference.engine import EngineCore, EngineOptions, Policy
-from inference.engine.core import Reusing
 from inference.engine.ordering import Document, Parts
+from inference.engine.segments import Reusing
 from inference.models import Llama, open_checkpoint
 from kernels import BLOCK_SIZE
 from tests.inference.integer_model import TokensAsText
@@ -170,7 +170,7 @@ def test_nothing_approximate_is_ever_found(model: Llama):
     plain = make(model, None)
     for order in ((3, 1, 2), (3, 1), (1, 2)):
         for each in (core, plain):
-            each._segments = None
+            each.documents.segments = None
             ask(each, f"{order}", parts_of(*order, tail=(11, 12)))
         reused, exact = (drain(each)[f"{order}"] for each in (core, plain))
         assert logprobs_of(reused) == pytest.approx(logprobs_of(exact), abs=1e-9)
