@@ -1,9 +1,10 @@
 """How numbers are rounded and packed, in torch: FP8, int8, groups of int4, MXFP4.  Weights are rounded once, at load,
 on whatever device they are; `kernels.multiply` reads what comes out here.
 
-Four-bit weights are packed so that a product needs no shuffling: the inputs are cut into tiles of PACK, and a byte
-holds input j of a tile in its low half and input j + PACK / 2 in its high half, so each half of a tile multiplies one
-half of x's.  A tile of all outputs lies together: packed [inputs / PACK, outputs, PACK / 2] uint8.
+Four-bit weights are packed so that a product needs no shuffling: the inputs are cut into tiles of PACK, the last filled
+up with zeros, and a word of 32 bits holds every sixteenth input of a tile: word j has input 16 * i + j in its bits from
+4 * i on.  So a shift and a mask of a tile's sixteen words are sixteen inputs that stand side by side, in one group.  A
+tile of all outputs lies together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LEAST_SCALE = 1e-12
 # FP4 E2M1 (OCP Microscaling Formats 1.0, table 5): the sign is the highest of four bits
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 MX_GROUP = 32  # inputs that share a scale in MXFP4
-PACKS = (128, 64, 32)
+PACK, PACK_WORDS = 128, 16
 
 
 class Rounded(NamedTuple):
@@ -32,9 +33,10 @@ class Rounded(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Four-bit weights: `packed` as above, and for each group of inputs `scales` [outputs, groups].
+    """Four-bit weights for so many `inputs`: `packed` as above, [tiles, outputs, PACK_WORDS] int32, and for each group
+    of inputs `scales` [groups, outputs].
 
-    int4     scales in a float dtype, zeros [outputs, groups] uint8: a weight is (q - zero) * scale
+    int4     scales in a float dtype, zeros [groups, outputs] uint8: a weight is (q - zero) * scale
     MXFP4    scales uint8, the exponent of a power of two plus 127 (E8M0), zeros None: a weight is
              FP4_VALUES[q] * 2 ** (scale - 127)
     """
@@ -42,23 +44,27 @@ class Packed(NamedTuple):
     packed: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None
+    inputs: int
 
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)"""
-        tiles, outputs, half = self.packed.shape
-        return outputs, tiles * half * 2
+        return self.packed.shape[1], self.inputs
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale."""
+        return self.inputs // len(self.scales)
 
     def values(self) -> torch.Tensor:
         """[outputs, inputs] float32"""
-        outputs, inputs = self.shape
-        both = torch.cat([self.packed & 15, self.packed >> 4], dim=2)
-        q = both.transpose(0, 1).reshape(outputs, inputs)
-        group = inputs // self.scales.shape[1]
-        scales = self.scales.repeat_interleave(group, 1).float()
+        shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=self.packed.device)
+        q = (self.packed[:, :, None] >> shifts[:, None]) & 15  # [tiles, outputs, 8, words]
+        q = q.transpose(0, 1).flatten(1)[:, : self.inputs]
+        scales = self.scales.T.repeat_interleave(self.group, 1).float()
         if self.zeros is None:
             return torch.tensor(FP4_VALUES, device=q.device)[q.long()] * torch.exp2(scales - 127)
-        return (q.float() - self.zeros.repeat_interleave(group, 1).float()) * scales
+        return (q.float() - self.zeros.T.repeat_interleave(self.group, 1).float()) * scales
 
 
 def round_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +89,7 @@ def round_int4(weight: torch.Tensor, group: int) -> Packed:
     scales = ((high - low) / 15).clamp(min=LEAST_SCALE).to(weight.dtype)
     zeros = (-low / scales.float()).round().clamp(0, 15)
     q = (grouped / scales.float()[..., None] + zeros[..., None]).round().clamp(0, 15)
-    return Packed(pack(q.view(outputs, inputs).to(torch.uint8)), scales, zeros.to(torch.uint8))
+    return pack(q.view(outputs, inputs).to(torch.uint8), scales.T, zeros.T.to(torch.uint8))
 
 
 def round_mxfp4(weight: torch.Tensor) -> Packed:
@@ -96,14 +102,22 @@ def round_mxfp4(weight: torch.Tensor) -> Packed:
     scaled = grouped / torch.exp2(exponents)[..., None]
     middles = (values[1:] + values[:-1]) / 2
     q = torch.bucketize(scaled.abs().contiguous(), middles) + 8 * (scaled < 0)
-    return Packed(pack(q.view(outputs, inputs).to(torch.uint8)), (exponents + 127).to(torch.uint8), None)
+    return pack(q.view(outputs, inputs).to(torch.uint8), (exponents + 127).T.to(torch.uint8), None)
 
 
-def pack(q: torch.Tensor) -> torch.Tensor:
-    """q [outputs, inputs] uint8 below 16 as `Packed.packed`.  Raises ValueError for inputs in no multiple of 32."""
+def pack(q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Packed:
+    """q [outputs, inputs] uint8 below 16, scales and zeros as `Packed` has them.  Raises ValueError for groups in no
+    multiple of 16 inputs."""
     outputs, inputs = q.shape
-    size = next((size for size in PACKS if inputs % size == 0), None)
-    if size is None:
-        raise ValueError(f"four-bit weights come in multiples of {PACKS[-1]} inputs, not {inputs}")
-    tiles = q.view(outputs, inputs // size, 2, size // 2)
-    return (tiles[:, :, 0] | tiles[:, :, 1] << 4).transpose(0, 1).contiguous()
+    if inputs % (len(scales) * PACK_WORDS):
+        raise ValueError(
+            f"four-bit weights come in groups of a multiple of {PACK_WORDS} inputs, not {inputs} in {len(scales)}"
+        )
+    tiles = -(-inputs // PACK)
+    padded = torch.zeros(outputs, tiles * PACK, dtype=torch.int32, device=q.device)
+    padded[:, :inputs] = q
+    words = torch.zeros(outputs, tiles, PACK_WORDS, dtype=torch.int32, device=q.device)
+    for i in range(8):
+        words |= padded.view(outputs, tiles, 8, PACK_WORDS)[:, :, i] << (4 * i)
+    packed = words.transpose(0, 1).contiguous()
+    return Packed(packed, scales.contiguous(), None if zeros is None else zeros.contiguous(), inputs)

@@ -28,7 +28,7 @@ NEEDED = ("torch", "triton", "transformers", "numpy", "msgspec")
 KINDS = {  # name: (quantization, FP8 cache)
     "bf16": ("none", False),
     "FP8 cache": ("none", True),
-    "FP8": ("fp8", True),
+    "FP8": ("fp8", True),  # weights and cache
     "int4": ("w4a16", False),
     "MXFP4": ("mxfp4", False),
 }
@@ -77,7 +77,8 @@ def main() -> int:
 
 
 def run_tests() -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    several = ["-n", str(min(12, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []  # compilers' time
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *several, *TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-3000:])
     if done.returncode:
@@ -104,9 +105,8 @@ def run_engine(size: str, kind: str, rehearse: bool) -> dict[str, Any]:
     setup = gpu_engine.TINY if rehearse else gpu_engine.Setup()
     kv_dtype = torch.float8_e4m3fn if small_cache else None
     try:
-        return gpu_engine.measure(
-            size, kind, quantization, kv_dtype, setup, "cpu" if rehearse else "cuda", traces=kind in ("bf16", "FP8")
-        )
+        traces = rehearse or (size, kind) == ("8B", "bf16")
+        return gpu_engine.measure(size, kind, quantization, kv_dtype, setup, "cpu" if rehearse else "cuda", traces)
     finally:
         gpu_engine.drop()
 

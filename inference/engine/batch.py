@@ -28,24 +28,26 @@ def build(plan: list[Scheduled], block_size: int) -> Batch:
     each run of them: all keys and values of a layer are written before it attends."""
     tables = np.zeros((len(plan), max(len(s.sequence.blocks) for s in plan)), dtype=np.int32)
     runs: list[tuple[int, int, int]] = []  # (which of the plan, start, end)
+    last = [s.end for s in plan]
     for i, s in enumerate(plan):
-        tables[i, : len(s.sequence.blocks)] = s.sequence.blocks
-        runs += ((i, start, end) for start, end in s.sequence.runs(s.start, s.end))
+        table = s.sequence.table()
+        tables[i, : len(table)] = table
+        runs += ((i, start, end) for start, end in s.sequence.runs(s.start, last[i]))
     runs.sort(key=lambda run: run[2] - run[1] > FEW_TOKENS)  # who has few tokens comes first, as kernels want it
     tokens: list[int] = []
     ends: dict[int, int] = {}  # the row behind the last of each
     for i, start, end in runs:
         s = plan[i]
-        known = min(end, s.end - len(s.drafts))
+        known = min(end, last[i] - len(s.drafts))
         tokens += s.sequence.tokens[start:known]
-        if end == s.end:
+        if end == last[i]:
             tokens += s.drafts
             ends[i] = len(tokens)
     sampled: list[Scheduled] = []
     unfinished: list[Scheduled] = []
     wanted: list[int] = []
     for i, s in enumerate(plan):
-        if s.end - len(s.drafts) == len(s.sequence.tokens):
+        if last[i] - len(s.drafts) == len(s.sequence.tokens):
             sampled.append(s)
             wanted += range(ends[i] - 1 - len(s.drafts), ends[i])
         else:

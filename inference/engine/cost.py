@@ -1,12 +1,15 @@
-"""How long a step takes: fixed + per_token · tokens + per_pair · pairs, in seconds.
+"""How long a step takes: fixed + per_token · tokens + per_pair · pairs + per_read · keys, in seconds.
 
-A pair is one query token with one key that it attends to, so a decode at context c costs c pairs and a prefill chunk
-of T tokens from position s about T · (s + T/2).  Fitted at start on the machine that runs it.
+A pair is one query token of a prefill chunk with one key that it attends to: T tokens from position s have about
+T · (s + T/2).  A decode's few tokens read the keys of their context once, which takes longer than to multiply them.
+Fitted at start on the machine that runs it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from kernels import FEW_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +19,12 @@ class StepCost:
     fixed: float = 0.0
     per_token: float = 0.0
     per_pair: float = 0.0
+    per_read: float = 0.0
 
     def chunk(self, start: int, tokens: int) -> float:
         """What a chunk of `tokens` from position `start` adds to a step."""
+        if tokens <= FEW_TOKENS and self.per_read:
+            return self.per_token * tokens + self.per_read * (start + tokens)
         return self.per_token * tokens + self.per_pair * tokens * (start + (tokens + 1) / 2)
 
     @property
@@ -53,3 +59,9 @@ def fit(samples: list[tuple[int, int, float]]) -> StepCost:
         raise ValueError("the cost of a step needs chunks of several lengths and starts")
     solved, *_ = np.linalg.lstsq(rows / seconds[:, None], np.ones(len(samples)), rcond=None)
     return StepCost(*(float(max(value, 0.0)) for value in solved))
+
+
+def with_decodes(cost: StepCost, streams: int, context: int, seconds: float) -> StepCost:
+    """`cost` with what it takes to read keys, from a step of so many `streams` at `context` tokens each."""
+    rest = seconds - cost.fixed - cost.per_token * streams
+    return replace(cost, per_read=max(rest / (streams * context), cost.per_pair))

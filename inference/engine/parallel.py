@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from inference.engine.device import Buffer, Shape, carve, size_of
+from inference.engine.inputs import Buffer, Shape, carve, size_of
 from kernels import AttentionPlan
 
 STOP = -1
@@ -30,27 +30,26 @@ class Leader:
 
     def forward(self, tokens: torch.Tensor, plan: AttentionPlan, cache: object, wanted: torch.Tensor) -> torch.Tensor:
         """As `Llama.forward`."""
-        shape = Shape(len(tokens), len(plan.context_lens), plan.block_tables.shape[1], len(wanted))
+        shape = Shape.of(tokens, plan, wanted)
         self._buffer.send(tokens, plan, wanted, shape)
-        dist.broadcast(torch.tensor([*shape, plan.few_sequences, plan.few_tokens]), 0)
+        dist.broadcast(torch.tensor(shape), 0)
         dist.broadcast(self._buffer.bytes(shape), 0)
         return self._model.forward(tokens, plan, cache, wanted)
 
     def close(self) -> None:
         """The followers return."""
-        dist.broadcast(torch.full((6,), STOP), 0)
+        dist.broadcast(torch.full((len(Shape._fields),), STOP), 0)
 
 
 def follow(model, cache: object) -> None:
     """Compute each step of the leader over `model`, this process' part, and its `cache`, until the leader closes."""
     while True:
-        header = torch.empty(6, dtype=torch.int64)
+        header = torch.empty(len(Shape._fields), dtype=torch.int64)
         dist.broadcast(header, 0)
-        *shape, few_sequences, few_tokens = header.tolist()
-        if few_tokens == STOP:
+        shape = Shape(*header.tolist())
+        if shape.tokens == STOP:
             return
-        shape = Shape(*shape)
         received = torch.empty(size_of(shape), dtype=torch.uint8)
         dist.broadcast(received, 0)
-        inputs = carve(received, shape, few_sequences, few_tokens)
+        inputs = carve(received, shape)
         model.forward(inputs.tokens, inputs.plan, cache, inputs.wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from inference.backend import Sampling
@@ -72,6 +73,7 @@ class Sequence:
     reuse: Reuse | None = None
     compiles: bool = False  # a document for others: nobody is told of it
     untold: int = 0  # tokens since the last text that was given out
+    _table: tuple[list[int], np.ndarray] = ([], np.zeros(0, dtype=np.int32))  # `blocks`, and what `table` made of them
 
     @property
     def pending(self) -> int:
@@ -122,6 +124,16 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         return self.computed >= self.prompt_tokens and self.pending == 1
+
+    def table(self) -> np.ndarray:
+        """`blocks` as int32; only those that were added since the last step are converted."""
+        of, table = self._table
+        if of is not self.blocks or len(table) > len(of):
+            table = np.array(self.blocks, dtype=np.int32)
+        elif len(table) < len(of):
+            table = np.concatenate([table, np.array(of[len(table) :], dtype=np.int32)])
+        self._table = self.blocks, table
+        return table
 
     def block_names(self, block_size: int) -> list[BlockName]:
         """The names of all full blocks whose tokens are known, hashed once each."""

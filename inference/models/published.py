@@ -70,14 +70,15 @@ def to(stored: Stored, device: torch.device, dtype: torch.dtype) -> Stored:
     """On `device`; a plain weight in `dtype`, rounded ones as they are."""
     if isinstance(stored, torch.Tensor):
         return stored.to(device, dtype)
-    return type(stored)(*(None if part is None else part.to(device) for part in stored))
+    return type(stored)(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in stored))
 
 
 def join(parts: list[Stored]) -> Stored:
     """Layers that read the same inputs as one, their outputs side by side."""
     if isinstance(parts[0], Packed):
-        zeros = None if parts[0].zeros is None else torch.cat([part.zeros for part in parts])
-        return Packed(torch.cat([part.packed for part in parts], 1), torch.cat([part.scales for part in parts]), zeros)
+        zeros = None if parts[0].zeros is None else torch.cat([part.zeros for part in parts], 1)
+        scales = torch.cat([part.scales for part in parts], 1)
+        return Packed(torch.cat([part.packed for part in parts], 1), scales, zeros, parts[0].inputs)
     if isinstance(parts[0], Rounded):
         weight = torch.cat([part.weight.view(torch.uint8) for part in parts]).view(parts[0].weight.dtype)
         return Rounded(weight, torch.cat([part.scales for part in parts]))
@@ -93,22 +94,23 @@ def _nibbles(words: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> t
 
 def _awq(words: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor) -> Packed:
     q = _nibbles(words, AWQ_ORDER).T.contiguous()
-    return Packed(rounding.pack(q), scales.T.contiguous(), _nibbles(zeros, AWQ_ORDER).T.contiguous())
+    return rounding.pack(q, scales, _nibbles(zeros, AWQ_ORDER))
 
 
 def _gptq(words: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, less: bool) -> Packed:
     """`less`: zeros are stored less one, as in GPTQ's first format."""
     q = _nibbles(words.T.contiguous())
-    return Packed(rounding.pack(q), scales.T.contiguous(), (_nibbles(zeros).T + int(less)).contiguous())
+    return rounding.pack(q, scales, _nibbles(zeros) + int(less))
 
 
 def _packed(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Packed:
     q = _nibbles(words)
+    scales = scales.T
     if zeros is None:
         offsets = torch.full(scales.shape, 8, dtype=torch.uint8)
     else:  # packed along the outputs
-        offsets = _nibbles(zeros.T.contiguous()).T[: len(scales)].contiguous()
-    return Packed(rounding.pack(q), scales, offsets)
+        offsets = _nibbles(zeros.T.contiguous())[:, : scales.shape[1]]
+    return rounding.pack(q, scales, offsets)
 
 
 def _blocks(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

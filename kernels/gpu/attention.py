@@ -41,13 +41,13 @@ def attend(
         merge(parts, lse, out[:tokens])
     if sequences < len(plan.context_lens):
         rest = slice(sequences, len(plan.context_lens))
-        launch(query, cache, plan, rest, len(query) - tokens, scale, window, out, None)
+        launch(query, cache, plan, rest, len(query), scale, window, out, None)  # a replayed plan has fewer decodes
     return out
 
 
 def launch(query, cache, plan, which: slice, tokens: int, scale, window, out, lse) -> None:
-    """The sequences `which` of `plan`, `tokens` in all.  With `lse` [tokens, heads, parts] float32: SPLITS parts of
-    each to out [tokens, heads, parts, head_dim] float32 and there, as `merge` reads them."""
+    """The sequences `which` of `plan`, with at most `tokens` in all.  With `lse` [tokens, heads, parts] float32: SPLITS
+    parts of each to out [tokens, heads, parts, head_dim] float32 and there, as `merge` reads them."""
     heads, dim = query.shape[1:]
     kv_heads = cache.keys.shape[1]
     group = heads // kv_heads
@@ -55,10 +55,12 @@ def launch(query, cache, plan, which: slice, tokens: int, scale, window, out, ls
     rows = max(16 if split else LONG_BLOCK_M, triton.next_power_of_2(group))
     sequences = which.stop - which.start
     scaled = cache.key_scales is not None
+    paired = scaled and split and query.dtype == torch.bfloat16
+    keys, values = (x.view(torch.int16) if paired else x for x in (cache.keys, cache.values))
     _attend[(tokens // (rows // group) + sequences, kv_heads, SPLITS if split else 1)](
         query,
-        cache.keys,
-        cache.values,
+        keys,
+        values,
         cache.key_scales if scaled else query,
         cache.value_scales if scaled else query,
         out,
@@ -82,8 +84,9 @@ def launch(query, cache, plan, which: slice, tokens: int, scale, window, out, ls
         SPLIT=SPLIT if split else TILE,
         SPLITS=SPLITS if split else 1,
         SCALED=scaled,
-        num_warps=4,
-        num_stages=stages(3),
+        PAIRED=paired,
+        num_warps=2 if paired else 4,
+        num_stages=stages(3 if paired else 2),
     )
 
 
@@ -162,6 +165,61 @@ def absorb(
 
 
 @triton.jit
+def _even(pairs):
+    """The first of two FP8 numbers in an int16, as a bf16 of 2 ** -120 of it: their exponents are biased by 7 and by
+    127, and all the rest of the bits is the same, for the smallest numbers as well."""
+    return (((pairs & 0x80) << 8) | ((pairs & 0x7F) << 4)).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def _odd(pairs):
+    return ((pairs & -0x8000) | ((pairs >> 4) & 0x7F0)).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def absorb_pairs(
+    q_even,
+    q_odd,
+    top,
+    total,
+    acc_even,
+    acc_odd,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    slot,
+    is_key,
+    visible,
+    scale,
+    d,
+    is_d,
+    HALF: tl.constexpr,
+):
+    """As `absorb`, for an FP8 cache read as int16 and queries in bf16 times 2 ** 100, both by even and odd dimensions:
+    tensor cores want numbers of 16 bits, and bytes could only be brought into their order one by one.  The sums of
+    values are 2 ** -20 of what they are."""
+    at = slot[:, None] * HALF + d[None, :]
+    mask = is_key[:, None] & is_d[None, :]
+    k = tl.load(keys + at, mask=mask, other=0)
+    v = tl.load(values + at, mask=mask, other=0)
+    scores = tl.dot(q_even, tl.trans(_even(k)))
+    scores = tl.dot(q_odd, tl.trans(_odd(k)), scores) * (scale * LOG2_E * 1048576.0)
+    scores *= tl.load(key_scales + slot, mask=is_key, other=0.0)[None, :]
+    scores = tl.where(visible, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    anchor = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp2(scores - anchor[:, None])
+    decay = tl.exp2(top - anchor)
+    total = total * decay + tl.sum(weights, 1)
+    weights *= tl.load(value_scales + slot, mask=is_key, other=0.0)[None, :]
+    large = (weights * 1.2676506002282294e30).to(tl.bfloat16)  # 2 ** 100
+    acc_even = tl.dot(large, _even(v), acc_even * decay[:, None])
+    acc_odd = tl.dot(large, _odd(v), acc_odd * decay[:, None])
+    return new_top, total, acc_even, acc_odd
+
+
+@triton.jit
 def put_part(parts, lse, at_part, top, total, acc, is_row, d, is_d, DIM: tl.constexpr):
     """What a running softmax came to, as `merge` reads it."""
     some = is_row & (total != 0)  # NaN is something, and has to be seen
@@ -202,6 +260,7 @@ def _attend(
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     SCALED: tl.constexpr,
+    PAIRED: tl.constexpr,
 ):
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     TILES: tl.constexpr = SPLIT // TILE
@@ -236,12 +295,23 @@ def _attend(
 
     d = tl.arange(0, DIM_PADDED)
     is_d = d < DIM
-    at_query = (first + token).to(tl.int64) * query_stride + head * DIM
-    q = tl.load(query + at_query[:, None] + d[None, :], mask=is_row[:, None] & is_d[None, :], other=0.0)
-
+    at_query = ((first + token).to(tl.int64) * query_stride + head * DIM)[:, None]
+    q_mask = is_row[:, None] & is_d[None, :]
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DIM_PADDED], tl.float32)
+    if PAIRED:
+        half = tl.arange(0, DIM_PADDED // 2)
+        is_half = half < DIM // 2
+        h_mask = is_row[:, None] & is_half[None, :]
+        q_even = tl.load(query + at_query + 2 * half[None, :], mask=h_mask, other=0.0)
+        q_odd = tl.load(query + at_query + 2 * half[None, :] + 1, mask=h_mask, other=0.0)
+        q_even = (q_even.to(tl.float32) * 1.2676506002282294e30).to(tl.bfloat16)
+        q_odd = (q_odd.to(tl.float32) * 1.2676506002282294e30).to(tl.bfloat16)
+        acc_even = tl.zeros([BLOCK_M, DIM_PADDED // 2], tl.float32)
+        acc_odd = tl.zeros([BLOCK_M, DIM_PADDED // 2], tl.float32)
+    else:
+        q = tl.load(query + at_query + d[None, :], mask=q_mask, other=0.0)
     for i in range(low, high):
         key = ((i // TILES) * SPLITS + split) * SPLIT + (i % TILES) * TILE + tl.arange(0, TILE)
         is_key = key < last
@@ -250,29 +320,51 @@ def _attend(
         visible = is_row[:, None] & (key[None, :] <= position[:, None])
         if WINDOW > 0:
             visible &= key[None, :] > position[:, None] - WINDOW
-        top, total, acc = absorb(
-            q,
-            top,
-            total,
-            acc,
-            keys,
-            values,
-            key_scales,
-            value_scales,
-            slot,
-            is_key,
-            visible,
-            scale,
-            d,
-            is_d,
-            DIM,
-            SCALED,
-        )
+        if PAIRED:
+            top, total, acc_even, acc_odd = absorb_pairs(
+                q_even,
+                q_odd,
+                top,
+                total,
+                acc_even,
+                acc_odd,
+                keys,
+                values,
+                key_scales,
+                value_scales,
+                slot,
+                is_key,
+                visible,
+                scale,
+                half,
+                is_half,
+                DIM // 2,
+            )
+        else:
+            top, total, acc = absorb(
+                q,
+                top,
+                total,
+                acc,
+                keys,
+                values,
+                key_scales,
+                value_scales,
+                slot,
+                is_key,
+                visible,
+                scale,
+                d,
+                is_d,
+                DIM,
+                SCALED,
+            )
+    if PAIRED:
+        acc = tl.interleave(acc_even, acc_odd) * 1048576.0
 
     if SPLITS == 1:
         acc = acc / tl.where(is_row & (total != 0), total, 1.0)[:, None]
-        mask = is_row[:, None] & is_d[None, :]
-        tl.store(out + at_out[:, None] * DIM + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + at_out[:, None] * DIM + d[None, :], acc.to(out.dtype.element_ty), mask=q_mask)
     else:
         put_part(out, lse, at_out * parts + split, top, total, acc, is_row, d, is_d, DIM)
 

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from kernels.sampling import SamplingRows
 
-BLOCK = 4096
+BLOCK = 8192
 
 
 def sample(logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
@@ -36,7 +36,7 @@ def sample(logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
         VOCAB=vocab,
         BLOCK=min(BLOCK, triton.next_power_of_2(vocab)),
         MASKED=rows.allowed is not None,
-        num_warps=8,
+        num_warps=16,
     )
     return out
 

@@ -186,7 +186,7 @@ MUTANTS = (
     Mutant("a step in flight is forgotten", EngineCore, "step", "if earlier is not None else []", "if plan else []"),
     Mutant("counted when told, not when launched", EngineCore, "_advance", "if counted", "if False"),
     # ---- batch ----
-    Mutant("two blocks of a table are swapped", batch, "build", "= s.sequence.blocks\n", "= s.sequence.blocks[::-1]\n"),
+    Mutant("two blocks of a table are swapped", batch, "build", "= table\n", "= table[::-1]\n"),
     Mutant("a slot too far", AttentionPlan, "of", "+ positions % block_size", "+ (positions + 1) % block_size"),
     Mutant(
         "logits of the token before",

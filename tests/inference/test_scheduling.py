@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.engine.cost import StepCost, fit
+from inference.engine.cost import StepCost, fit, with_decodes
 from kernels import BLOCK_SIZE
 from tests.inference.integer_model import add, drain, expected, make_core, tokens_of
 from tests.inference.test_engine_core import prompt_of
@@ -210,3 +210,11 @@ def test_the_fit_finds_the_cost_again():
         assert getattr(found, name) == pytest.approx(getattr(COST, name), rel=1e-6)
     with pytest.raises(ValueError, match="several lengths"):
         fit(samples[:1] * 3)
+
+
+def test_a_decode_costs_the_keys_that_it_reads():
+    reading = with_decodes(COST, streams=4, context=1000, seconds=0.02 + 4 * 0.001 + 4 * 1000 * 5e-6)
+    assert reading.chunk(999, 1) == pytest.approx(0.001 + 1000 * 5e-6)
+    assert reading.chunk(996, 4) == pytest.approx(0.004 + 1000 * 5e-6)  # its guesses read them together
+    assert reading.chunk(0, 100) == COST.chunk(0, 100)
+    assert with_decodes(COST, 4, 1000, 0.0).per_read == COST.per_pair  # timed too well to be true

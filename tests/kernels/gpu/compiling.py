@@ -72,10 +72,9 @@ def launch_everything() -> None:
         for rows in (x[:1], x[:16], x.repeat(2, 1)):
             for dtype in (FP8, torch.int8):
                 multiply.multiply_rounded(rows, rounding.Rounded(weight.to(dtype), weight[:, 0].clone()), None)
-            scale = torch.empty(mlp, hidden // 32, dtype=torch.uint8)
-            packed = rounding.pack(torch.zeros(mlp, hidden, dtype=torch.uint8))
-            multiply.multiply_packed(rows, rounding.Packed(packed, scale.bfloat16(), scale), rows[0].new_empty(mlp))
-            multiply.multiply_packed(rows, rounding.Packed(packed, scale, None), None)
+            q, scale = torch.zeros(mlp, hidden, dtype=torch.uint8), torch.zeros(hidden // 32, mlp, dtype=torch.uint8)
+            multiply.multiply_packed(rows, rounding.pack(q, scale.bfloat16(), scale), rows[0].new_empty(mlp))
+            multiply.multiply_packed(rows, rounding.pack(q, scale, None), None)
     for masked in (None, torch.empty(4, 4008, dtype=torch.int32)):
         ints, floats, longs = (torch.empty(4, dtype=d) for d in (torch.int32, torch.float32, torch.int64))
         rows = sampling.SamplingRows(floats, ints, floats, floats, longs, longs, masked)

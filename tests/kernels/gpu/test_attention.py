@@ -198,3 +198,25 @@ def test_attention_over_an_fp8_cache():
     assert 1e-3 < rounding < 0.1
     cache.value_scales.mul_(1.001)
     assert worst(attention.attend(query, cache, plan, 0.125), ours) > 2e-4
+
+
+@pytest.mark.parametrize("shape", ["four share", "eight share, 80"])
+def test_bf16_decodes_over_an_fp8_cache(shape: str):
+    """The decodes' kernel makes bf16 of FP8 bit by bit; the smallest numbers have no exponent."""
+    heads, kv_heads, dim = SHAPES[shape]
+    plan = plan_for([(1, 130), (2, 40), (1, 1), (1, 700)]).to(DEVICE)
+    cache = empty(BLOCKS, kv_heads, dim, FP8)
+    for i, tensor in enumerate(cache[:2]):
+        tensor.copy_((normal(*tensor.shape, seed=i) * 10.0 ** normal(*tensor.shape, seed=9 + i).clamp(-2, 2)).to(FP8))
+    for i, scales in enumerate(cache[2:]):
+        scales.copy_(normal(*scales.shape, seed=i).abs() * 0.02)
+    assert (cache.keys.float().abs() < 2.0**-6).any()
+    assert (cache.keys.float().abs() > 2.0**6).any()
+    query = normal(len(plan.positions), heads, dim).bfloat16()
+    exact = reference.attend(query.double(), cache, plan, 0.125)
+    tolerance = 2e-2  # that of bf16 for values of several magnitudes
+    assert worst(attention.attend(query, cache, plan, 0.125), exact) < tolerance
+    cache.values.view(torch.uint8).bitwise_xor_(1)  # the last bit of the mantissa
+    assert worst(attention.attend(query, cache, plan, 0.125), exact) > 2 * tolerance
+    cache.value_scales[int(plan.block_tables[0, 0]), 0, 0] = float("nan")
+    assert attention.attend(query, cache, plan, 0.125)[0].isnan().any()

@@ -54,15 +54,19 @@ def test_rounded_on_both_sides(shape: tuple[int, int], rows: int, dtype: torch.d
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", ["int4, groups of 32", "int4, groups of 64", "mxfp4"])
+@pytest.mark.parametrize("kind", ["int4, groups of 32", "int4, groups of 64", "mxfp4", "int4, one group"])
 def test_four_bit_weights(shape: tuple[int, int], rows: int, kind: str):
     x, whole = normal(rows, shape[1]), normal(*shape, seed=1)
-    weight = rounding.round_mxfp4(whole) if kind == "mxfp4" else rounding.round_int4(whole, int(kind[-2:]))
+    weight = (
+        rounding.round_mxfp4(whole)
+        if kind == "mxfp4"
+        else rounding.round_int4(whole, shape[1] if kind.endswith("group") else int(kind[-2:]))
+    )
     bias = normal(shape[0], seed=2) if rows == 5 else None
     exact = x.double() @ weight.values().double().T + (0 if bias is None else bias.double())
     result = multiply.multiply_packed(x, weight, bias)
     assert relative(result, exact) < 3e-6
-    swapped = weight._replace(packed=weight.packed >> 4 | weight.packed << 4)
+    swapped = weight._replace(packed=weight.packed.roll(1, 2))
     assert relative(multiply.multiply_packed(x, swapped, bias), exact) > 1e-2
     assert 0.03 < relative(weight.values(), whole.double()) < 0.2
     in_bf16 = multiply.multiply_packed(x.bfloat16(), weight, None if bias is None else bias.bfloat16())
@@ -71,12 +75,13 @@ def test_four_bit_weights(shape: tuple[int, int], rows: int, kind: str):
 
 def test_packing_is_undone():
     q = torch.randint(0, 16, (24, 192), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    ones = torch.ones(24, 6)
-    packed = rounding.Packed(rounding.pack(q), ones, torch.zeros_like(ones, dtype=torch.uint8))
+    ones = torch.ones(6, 24)
+    packed = rounding.pack(q, ones, torch.zeros_like(ones, dtype=torch.uint8))
     assert packed.shape == (24, 192)
+    assert packed.group == 32
     assert torch.equal(packed.values(), q.float())
-    with pytest.raises(ValueError, match="multiples of 32"):
-        rounding.pack(q[:, :40])
+    with pytest.raises(ValueError, match="multiple of 16"):
+        rounding.pack(q[:, :40], ones[:1], None)
 
 
 def test_mxfp4_keeps_what_it_can_say():
