@@ -78,12 +78,12 @@ def main() -> int:
 
 def run_tests() -> dict[str, Any]:
     several = ["-n", str(min(12, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []  # compilers' time
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *several, *TESTS]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *several, *TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-3000:])
     if done.returncode:
         raise AssertionError(done.stdout[-3000:] + done.stderr[-1000:])
-    return {"said": done.stdout.strip().splitlines()[-1]}
+    return {"said": next(line for line in reversed(done.stdout.splitlines()) if " passed" in line)}
 
 
 def run_kernels(rehearse: bool) -> list[dict[str, Any]]:

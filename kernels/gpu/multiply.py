@@ -20,7 +20,6 @@ from kernels.rounding import FP8, LARGEST, LEAST_SCALE, Packed, Rounded
 
 FEW_ROWS = 64
 PROGRAMS = 512  # a few for each multiprocessor
-PACKED_PROGRAMS = 2048
 TILE_K = 128
 VECTOR_N, VECTOR_WARPS = 32, 2  # outputs and warps of a program, for one row
 
@@ -74,7 +73,8 @@ def multiply_rounded(x: torch.Tensor, weight: Rounded, bias: torch.Tensor | None
     dtype."""
     rounded, scales = round_rows(x.contiguous(), weight.weight.dtype)
     outputs, inputs = weight.weight.shape
-    if weight.weight.dtype == FP8 and x.dtype == torch.bfloat16 and _vendor_multiplies(x.device, outputs, inputs):
+    fp8 = weight.weight.dtype == FP8 and x.dtype == torch.bfloat16
+    if fp8 and len(x) > FEW_ROWS and _vendor_multiplies(x.device, outputs, inputs):
         by_row, by_output = scales[:, None], weight.scales[None, :]
         out = torch._scaled_mm(rounded, weight.weight.t(), by_row, by_output, out_dtype=x.dtype)
         return out if bias is None else out + bias
@@ -105,7 +105,7 @@ def multiply_rounded(x: torch.Tensor, weight: Rounded, bias: torch.Tensor | None
 
 @functools.cache
 def _vendor_multiplies(device: torch.device, outputs: int, inputs: int) -> bool:
-    """Whether NVIDIA's own product of FP8 matrices takes these: it is quicker where it does, from Hopper on."""
+    """Whether NVIDIA's own product of FP8 matrices takes these: from Hopper on it is quicker for many rows."""
     there = device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
     return there and outputs % 16 == 0 and inputs % 16 == 0
 
@@ -146,7 +146,8 @@ def multiply_packed(x: torch.Tensor, weight: Packed, bias: torch.Tensor | None) 
             num_stages=stages(3),
         )
 
-    return _split(x, outputs, inputs, bias, launch, PACKED_PROGRAMS, VECTOR_N if one else 64)
+    programs = 2048 if one else 1024 if len(x) <= 16 else 512  # the parts of many rows take long to write and to add
+    return _split(x, outputs, inputs, bias, launch, programs, VECTOR_N if one else 64)
 
 
 def unpack(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
