@@ -24,8 +24,8 @@ def multiply_packed(x: torch.Tensor, weight: Packed, bias: torch.Tensor | None =
     """x [rows, inputs] times the transpose of four-bit weights, x as it is, plus bias [outputs]: [rows, outputs] in x's
     dtype."""
     if gpu.serves(x):
-        from kernels.gpu import multiply
+        from kernels.gpu import packed
 
-        return multiply.multiply_packed(x, weight, bias)
+        return packed.multiply_packed(x, weight, bias)
     y = x.float() @ weight.values().T
     return (y if bias is None else y + bias).to(x.dtype)

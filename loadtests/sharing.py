@@ -115,7 +115,8 @@ ARMS = {
 
 class Counted(NamedTuple):
     """Shares of all document tokens and of all requests; `prefilled`: tokens of a request, what was computed for others
-    on its account included; `displaced`: places from its rank, the mean of a document."""
+    on its account included; `displaced`: places from its rank, the mean of a document; `lasting`: what was reused in
+    the last tenth of the requests over the first tenth that is counted, so 1 where nothing wears off."""
 
     reused: float
     prefilled: float
@@ -123,6 +124,7 @@ class Counted(NamedTuple):
     displaced: float
     plan_us: float
     plan_us_p99: float
+    lasting: float
 
 
 def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
@@ -142,7 +144,8 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
 
     core.documents.tree.plan = timed
     seen: Counter[int] = Counter()
-    reused = prefilled = total = changed = displaced = 0
+    prefilled = changed = displaced = 0
+    reused, total = [0.0] * 10, [0] * 10  # by tenths
     for i, ranked in enumerate(TRACES[trace](rng, requests)):
         now = i  # a request comes every second
         ranked = list(dict.fromkeys(ranked))
@@ -159,23 +162,26 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
                 assert output.error is None, output.error
         tokens = sum(len(document.tokens) for document in documents)
         if i >= requests // 10:  # the first tenth fills the cache
-            total += tokens
+            tenth = min(9, 10 * i // requests)
+            total[tenth] += tokens
             computed = core.counters.computed_tokens - before
             if sequence.reuse is not None:
                 computed += LOOKED * QUESTION
             prefilled += computed
-            reused += tokens + QUESTION + HEAD - min(HEAD, sequence.cached_tokens) - computed
+            reused[tenth] += tokens + QUESTION + HEAD - min(HEAD, sequence.cached_tokens) - computed
             changed += served != ranked
             displaced += sum(abs(at - ranked.index(d)) for at, d in enumerate(served)) / len(served)
     counted = requests - requests // 10
     core.pool.check()
+    at_first = reused[1] / total[1]
     return Counted(
-        reused / total,
+        sum(reused) / sum(total),
         prefilled / counted,
         changed / counted,
         displaced / counted,
         statistics.median(took),
         sorted(took)[int(0.99 * len(took))],
+        reused[9] / total[9] / at_first if at_first > 0.005 else 0.0,  # of nothing there is no ratio
     )
 
 
@@ -206,8 +212,8 @@ def main() -> None:
         f"block pool and tree, no model; commit {where['commit']}.  In brackets the seeds' least and largest.",
         "",
         "| trace | cache, tokens | order | document tokens reused | over as ranked | tokens prefilled "
-        "| prompts changed | places moved | planning, µs (p99) |",
-        "|" + "---|" * 9,
+        "| last tenth over the first | prompts changed | places moved | planning, µs (p99) |",
+        "|" + "---|" * 10,
         *(line(row, rows) for row in rows),
         "",
     ]
@@ -223,10 +229,12 @@ def line(row: dict, rows: list[dict]) -> str:
     plain = next(r for r in rows if (r["trace"], r["budget"]) == (row["trace"], row["budget"]))
     over = f"{mean('reused') / mean('reused', plain):.2f}" if mean("reused", plain) > 0.005 else ""  # noise by noise
     shares = [each["reused"] for each in row["runs"]]
+    lasting = [each["lasting"] for each in row["runs"]]
+    lasts = f"{statistics.fmean(lasting):.2f} ({min(lasting):.2f} to {max(lasting):.2f})" if min(lasting) else ""
     return (
         f"| {row['trace']} | {row['budget']} | {row['arm']} | {mean('reused'):.1%} ({min(shares):.1%} to "
-        f"{max(shares):.1%}) | {over} | {mean('prefilled'):.0f} | {mean('changed'):.0%} | {mean('displaced'):.2f} | "
-        f"{mean('plan_us'):.0f} ({mean('plan_us_p99'):.0f}) |"
+        f"{max(shares):.1%}) | {over} | {mean('prefilled'):.0f} | {lasts} | {mean('changed'):.0%} | "
+        f"{mean('displaced'):.2f} | {mean('plan_us'):.0f} ({mean('plan_us_p99'):.0f}) |"
     )
 
 

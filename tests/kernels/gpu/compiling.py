@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels import LayerCache, SharedPlan, rounding
 from kernels.cache import FP8
-from kernels.gpu import attention, elementwise, multiply, sampling, segments, writing
+from kernels.gpu import attention, elementwise, multiply, packed, sampling, segments, writing
 from tests.kernels.test_paged_attention import plan_for
 
 SHAPES = {"8B": (4096, 32, 8, 128, 14336), "SmolLM2": (576, 9, 3, 64, 1536)}  # hidden, heads, kv_heads, dim, mlp
@@ -73,8 +73,8 @@ def launch_everything() -> None:
             for dtype in (FP8, torch.int8):
                 multiply.multiply_rounded(rows, rounding.Rounded(weight.to(dtype), weight[:, 0].clone()), None)
             q, scale = torch.zeros(mlp, hidden, dtype=torch.uint8), torch.zeros(hidden // 32, mlp, dtype=torch.uint8)
-            multiply.multiply_packed(rows, rounding.pack(q, scale.bfloat16(), scale), rows[0].new_empty(mlp))
-            multiply.multiply_packed(rows, rounding.pack(q, scale, None), None)
+            packed.multiply_packed(rows, rounding.pack(q, scale.bfloat16(), scale), rows[0].new_empty(mlp))
+            packed.multiply_packed(rows, rounding.pack(q, scale, None), None)
     for masked in (None, torch.empty(4, 4008, dtype=torch.int32)):
         ints, floats, longs = (torch.empty(4, dtype=d) for d in (torch.int32, torch.float32, torch.int64))
         rows = sampling.SamplingRows(floats, ints, floats, floats, longs, longs, masked)

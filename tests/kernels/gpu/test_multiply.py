@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import rounding
-from kernels.gpu import multiply
+from kernels.gpu import multiply, packed
 from kernels.rounding import FP8
 from tests.kernels.gpu.conftest import DEVICE, normal
 
@@ -64,12 +64,12 @@ def test_four_bit_weights(shape: tuple[int, int], rows: int, kind: str):
     )
     bias = normal(shape[0], seed=2) if rows == 5 else None
     exact = x.double() @ weight.values().double().T + (0 if bias is None else bias.double())
-    result = multiply.multiply_packed(x, weight, bias)
+    result = packed.multiply_packed(x, weight, bias)
     assert relative(result, exact) < 3e-6
     swapped = weight._replace(packed=weight.packed.roll(1, 2))
-    assert relative(multiply.multiply_packed(x, swapped, bias), exact) > 1e-2
+    assert relative(packed.multiply_packed(x, swapped, bias), exact) > 1e-2
     assert 0.03 < relative(weight.values(), whole.double()) < 0.2
-    in_bf16 = multiply.multiply_packed(x.bfloat16(), weight, None if bias is None else bias.bfloat16())
+    in_bf16 = packed.multiply_packed(x.bfloat16(), weight, None if bias is None else bias.bfloat16())
     assert relative(in_bf16, exact) < 1e-2
 
 
