@@ -2,8 +2,8 @@
 
 A kernel walks the inputs in tiles and keeps float32 sums.  A decode has few rows, and its time is the time to read the
 weights: then SPLITS programs share the inputs of a tile of outputs, so that enough of them read at once, and a second
-kernel adds their sums in order.  The number of splits follows from the weight's shape and from how many rows there are,
-never from what else is in the batch.
+kernel adds their sums in order.  The number of splits follows from the weight's shape and from how many rows there are
+(for 8 bits only from whether they are few), never from what the rows hold.
 """
 
 from __future__ import annotations
