@@ -17,7 +17,9 @@ and questions of CLAPnq over the four passages that retrieval finds for each.  I
       + first k                 k tokens of each computed again (EPIC's way)
       + value deviation r       the share r of the tokens whose values are furthest off at layer 1 (CacheBlend's way,
                                 with the true values known)
-      + asked, r                the first block of each, and the tokens that the question attends to most
+      + asked, r                the tokens that the question attends to most
+    led                         as it was computed behind other documents of the set, those of no prompt measured here
+      + asked, r                what the engine does (engine.segments)
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,7 @@ import torch
 
 from inference import Sampling
 from inference.engine.ordering import Document, Parts
-from inference.engine.segments import looked_at, side_by_side
+from inference.engine.segments import Lead, looked_at, side_by_side
 from inference.models import Llama, open_checkpoint
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
 from inference.prompt import ChatPrompt, Message, Segment
@@ -53,6 +55,7 @@ from retrieval import Library
 TOLD, GOLD = 16, 32  # tokens
 ROOM = 4096 // BLOCK_SIZE  # blocks of a prompt
 PER_REQUEST = 4
+FOR_LEAD = 2  # prompts of each set
 Runs = list[tuple[int, int]]  # (start, end) of tokens that stand side by side
 
 
@@ -64,11 +67,12 @@ class Case(NamedTuple):
 
 
 class Cache:
-    """The caches of one case: `prompt` in blocks 1 to ROOM, each document behind the head in as many of its own."""
+    """The caches of one case, each in ROOM blocks: the prompt in 0, the documents behind the head in 1 to PER_REQUEST,
+    behind the head and a lead in those that follow."""
 
     def __init__(self, model: Llama):
         self.model = model
-        self.layers = model.new_cache(1 + ROOM * (1 + PER_REQUEST))
+        self.layers = model.new_cache(1 + ROOM * (1 + 2 * PER_REQUEST))
 
     def table(self, which: int = 0) -> np.ndarray:
         return np.arange(1 + which * ROOM, 1 + (1 + which) * ROOM, dtype=np.int32)
@@ -93,6 +97,17 @@ class Cache:
         """In chunks, all from `start` on."""
         for at in range(start, len(tokens), 512):
             self.compute(tokens, [(at, min(at + 512, len(tokens)))], [], which)
+
+    def saved(self, tokens: int) -> Callable[[], None]:
+        """How to get back what is there now of the first `tokens` of the prompt."""
+        used = self.table()[: -(-tokens // BLOCK_SIZE)]
+        kept = [(layer.keys[used], layer.values[used]) for layer in self.layers]
+
+        def restore() -> None:
+            for layer, (keys, values) in zip(self.layers, kept, strict=True):
+                layer.keys[used], layer.values[used] = keys, values
+
+        return restore
 
     def values(self, layer: int, count: int) -> torch.Tensor:
         """[count, kv_heads * head_dim] of the prompt's tokens."""
@@ -203,58 +218,65 @@ def arms_of_orders(cache: Cache, case: Case, truth: Truth, seed: int) -> Iterato
     yield "hint", against(cache, case, truth, prompt, 1.0)
 
 
-def arms_of_reuse(cache: Cache, case: Case, truth: Truth, layers: dict[str, range]) -> Iterator[tuple[str, Measured]]:
+def arms_of_reuse(
+    cache: Cache, case: Case, truth: Truth, layers: dict[str, range], lead: list[int]
+) -> Iterator[tuple[str, Measured]]:
     parts = case.parts
     prompt = parts.tokens(parts.ranks)
-    head, places = len(parts.head), spans(parts)
+    places = spans(parts)
     reused = [at for start, end in places[1:] for at in range(start, end)]
     ends = places[-1][1]
-    for which, document in enumerate(parts.documents[1:], 1):
-        cache.prefill([*parts.head, *document.tokens], 0, which)
+    behind = {"reuse": list(parts.head), "led": [*parts.head, *lead]}
+    for kind, before in enumerate(behind.values()):
+        for which, document in enumerate(parts.documents[1:], 1):
+            cache.prefill([*before, *document.tokens], 0, kind * PER_REQUEST + which)
     cache.prefill(prompt)
     true_values = cache.values(1, ends)
 
-    def assemble() -> None:
+    def assemble(kind: str) -> None:
         """The first document exact, the others as they were computed, the rest of the prompt not at all."""
         cache.compute(prompt, [(0, places[0][1])], [])
-        source, target = [], []
-        for which, (start, end) in enumerate(places[1:], 1):
-            own = int(cache.table(which)[0]) * BLOCK_SIZE + head
+        offset = len(behind[kind])
+        source, target, by = [], [], []
+        for which, (start, end) in enumerate(places[1:], 1 + list(behind).index(kind) * PER_REQUEST):
+            own = int(cache.table(which)[0]) * BLOCK_SIZE + offset
             source += range(own, own + end - start)
             target += range(int(cache.table()[0]) * BLOCK_SIZE + start, int(cache.table()[0]) * BLOCK_SIZE + end)
-        source, target = torch.tensor(source), torch.tensor(target)
-        by = torch.cat([torch.full((end - start,), start - head) for start, end in places[1:]])
-        cache.model.splice(cache.layers, source, target, by)
+            by += [start - offset] * (end - start)
+        cache.model.splice(cache.layers, *(torch.tensor(column) for column in (source, target, by)))
 
     def arm(name: str, again: list[int]) -> tuple[str, Measured]:
-        assemble()
+        restore()
         cache.compute(prompt, side_by_side(sorted([*set(again), *range(ends, len(prompt))])), [])
         return name, against(cache, case, truth, prompt, len(set(again)) / len(reused))
 
     def first(k: int) -> list[int]:
         return [at for start, end in places[1:] for at in range(start, min(start + k, end))]
 
-    def most(scores: torch.Tensor, count: int, among: list[int]) -> list[int]:
-        among_ = torch.tensor(among)
-        return among_[scores[among_].topk(min(count, len(among))).indices].tolist()
+    def most(scores: torch.Tensor, share: float) -> list[int]:
+        among = torch.tensor(reused)
+        return among[scores[among].topk(round(share * len(reused))).indices].tolist()
 
-    for k in (0, 16, 32, 64):
-        yield arm(f"reuse + first {k}" if k else "reuse", first(k))
-    yield arm("reuse + all", reused)
-    assemble()
-    deviation = (cache.values(1, ends) - true_values).square().sum(-1)
-    for share in (0.12, 0.25):
-        yield arm(f"reuse + value deviation {share:.0%}", most(deviation, round(share * len(reused)), reused))
-    for name, which in layers.items():
-        assemble()
-        tail = list(range(ends, len(prompt)))
-        plan = AttentionPlan.of([len(tail)], [len(prompt)], cache.table()[None])
-        received = cache.model.look(torch.tensor(prompt[ends:]), plan, cache.layers, which)
-        for share in (0.12, 0.25, 0.5):
-            kept = first(BLOCK_SIZE)
-            rest = sorted(set(reused) - set(kept))
-            again = kept + most(received, max(0, round(share * len(reused)) - len(kept)), rest)
-            yield arm(f"reuse + asked{name}, {share:.0%}", again)
+    for kind in behind:
+        assemble(kind)
+        restore = cache.saved(ends)
+        deviation = (cache.values(1, ends) - true_values).square().sum(-1)
+        received = {}
+        for name, which in layers.items():
+            restore()
+            tail = list(range(ends, len(prompt)))
+            plan = AttentionPlan.of([len(tail)], [len(prompt)], cache.table()[None])
+            received[name] = cache.model.look(torch.tensor(prompt[ends:]), plan, cache.layers, which)
+        yield arm(kind, [])
+        for name, scores in received.items():
+            for share in (0.12, 0.25, 0.5):
+                yield arm(f"{kind} + asked{name}, {share:.0%}", most(scores, share))
+        yield arm(f"{kind} + all", reused)
+        if kind == "reuse":
+            for k in (16, 32, 64):
+                yield arm(f"{kind} + first {k}", first(k))
+            for share in (0.12, 0.25):
+                yield arm(f"{kind} + value deviation {share:.0%}", most(deviation, share))
 
 
 def rag_cases(encoder: PromptEncoder, count: int, half: str) -> list[Case]:
@@ -306,30 +328,34 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--prompts", type=int, help="of each set (48)")
+    parser.add_argument("--prompts", type=int, help="of each set (32, and 73 of CLAPnq)")
     parser.add_argument("--layers", nargs="*", metavar="FROM-TO", help="layers in which the question is followed")
     parser.add_argument("--half", choices=("even", "odd"), default="even", help="odd: to try things on")
     parser.add_argument("--only", choices=("orders", "reuse"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    count = options.prompts or 48
     checkpoint = open_checkpoint(options.model)
     model = Llama(checkpoint, torch.float32)
     encoder = PromptEncoder(load_tokenizer(checkpoint.path), tells_ranking=True)
     given = options.layers or ["{0.start}-{0.stop}".format(looked_at(len(model.layers)))]
     layers = {f" {each}" if options.layers else "": range(*map(int, each.split("-"))) for each in given}
     cache = Cache(model)
-    sets = {"rag": rag_cases(encoder, count, options.half)}
+    sets = {"rag": rag_cases(encoder, (options.prompts or 32) + FOR_LEAD, options.half)}
     if CLAPNQ.is_dir():
-        sets["clapnq"] = clapnq_cases(encoder, count, options.half)
+        sets["clapnq"] = clapnq_cases(encoder, (options.prompts or 73) + FOR_LEAD, options.half)
     rows = []
     began = time.monotonic()
     for of, cases in sets.items():
         arms: dict[str, list[Measured]] = {}
+        lead = Lead()
+        for case in cases[-FOR_LEAD:]:
+            lead.grow(case.parts.documents)
+        cases = cases[:-FOR_LEAD]
         for i, case in enumerate(cases):
             truth = truth_of(cache, case)
             orders = arms_of_orders(cache, case, truth, i) if options.only != "reuse" else ()
-            reuse = arms_of_reuse(cache, case, truth, layers) if options.only != "orders" else ()
+            behind = [token for tokens in lead.documents.values() for token in tokens]
+            reuse = arms_of_reuse(cache, case, truth, layers, behind) if options.only != "orders" else ()
             for name, each in (*orders, *reuse):
                 arms.setdefault(name, []).append(each)
             print(f"{of}: {i + 1} of {len(cases)} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

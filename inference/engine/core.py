@@ -195,6 +195,10 @@ class EngineCore:
         """Note that the documents of `parts` will be asked for: they are no strangers when they are."""
         self.documents.expect(self._root(scope), parts, self._clock())
 
+    def reuses(self, request_id: str) -> bool:
+        """Whether a request reuses documents at other places, or will."""
+        return self._sequences[request_id].reuse is not None
+
     def _root(self, scope: str) -> BlockName:
         return root_name(self.options.identity, scope, str(self._epochs.get(scope, 0)))
 

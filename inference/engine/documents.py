@@ -62,7 +62,9 @@ class Documents:
         if self.segments is None or sequence.parts is None:
             return []
         sequence.reuse = self.segments.plan(sequence.root, sequence.parts, sequence.order, sequence.arrived)
-        begun = []
+        begun: list[Sequence] = []
+        if sequence.reuse is not None and max(len(s.compiled) for s in sequence.reuse.spans) + 2 > self._room:
+            sequence.reuse = None
         for span in self.segments.missing(sequence.reuse) if sequence.reuse is not None else ():
             name = f"document {span.names[-1].hex()}"
             sequence.reuse.awaits.add(name)

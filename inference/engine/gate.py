@@ -26,12 +26,12 @@ import torch
 from inference.backend import Sampling
 from inference.engine.core import EngineCore, EngineOptions
 from inference.engine.ordering import Document, Parts
-from inference.engine.segments import LEAST, Reusing, looked_at
+from inference.engine.segments import LEAD, Reusing, looked_at
 from inference.models.config import ModelError
 
 log = logging.getLogger(__name__)
 
-SHARES = (0.25, 0.5)  # tried in this order
+SHARES = (0.12, 0.25, 0.5)  # tried in this order
 PROMPTS, DOCUMENTS, CHARACTERS, TOLD = 4, 3, 700, 8
 LONGEST = 160  # tokens of a document
 OF_ANOTHER_ORDER = 0.5
@@ -75,8 +75,10 @@ def allowed_reuse(
         followed = Followed(model, forced)
         how = msgspec.structs.replace(options, reuse=reuse, order="relevance", overlap=False)
         core = EngineCore(followed, how, text_stream, lambda: 0.0, cache)
-        core.expect(parts, "")
+        for each in (*before, parts):
+            core.expect(each, "")
         core.add("calibration", parts, Sampling(max_tokens=TOLD, ignore_eos=True), "", 0)
+        assert reuse is None or core.reuses("calibration")
         while core.has_work:
             if core.scheduler.waiting:
                 followed.seen.clear()  # it was a document alone
@@ -88,14 +90,17 @@ def allowed_reuse(
             'document_reuse = "segments" needs one of the engine\'s own models (Llama, Mistral, Qwen2, Qwen3) whole: '
             'set "prefix"'
         )
-    longest = min(LONGEST, options.max_context_tokens // (2 * DOCUMENTS))
-    if longest < LEAST:
-        raise ModelError(
-            f'a context of {options.max_context_tokens} tokens is too short for document_reuse = "segments"'
-        )
+    room = min(options.max_context_tokens, options.blocks * options.block_size)
+    if room < 2 * LEAD:
+        raise ModelError(f'a context of {room} tokens is too short for document_reuse = "segments"')
+
+    def prompt(number: int) -> Parts:
+        return _prompt(number, lambda text: encode(text)[: min(LONGEST, room // (2 * DOCUMENTS))])
+
+    before = [prompt(PROMPTS), prompt(PROMPTS + 1)]  # others are computed behind its documents
     differs: dict[str, list[float]] = {}
     for i in range(PROMPTS):
-        parts = _prompt(i, lambda text: encode(text)[:longest])
+        parts = prompt(i)
         told, truth = answer(parts, None, [])
         another = (*parts.ranks[1:], 0)
         turned = parts._replace(documents=tuple(parts.documents[rank] for rank in another))

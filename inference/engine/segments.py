@@ -1,15 +1,20 @@
 """Documents reused at other places than they were computed at: approximate, so only behind a gate.
 
-A document is computed once right behind the system prompt, as a request of its own, whose blocks anybody finds who
-begins with it.  Elsewhere it is a segment: a request copies its keys and values into blocks of its own, the keys turned
-to where it stands there, and computes some of its tokens again: the first block, which took the beginning's attention
-when it was computed (EPIC, Hu et al. 2024), and those that the question attends to most (ProphetKV, arXiv 2602.02579).
-What comes out of it is never published: nothing approximate is ever taken for exact.
+A document is computed once, as a request of its own, behind the system prompt and a lead: the documents that were asked
+for first behind it, the same for all.  What is computed right behind the system prompt looks like the first document
+to a model, and where each of a prompt's documents does, they draw attention off the one that is: with a lead like the
+prompts' own documents answers are disturbed several times less (`python -m loadtests.disturbance`).  Such a document is
+a segment: a request copies its keys and values into blocks of its own, the keys turned to where it stands there, and
+computes again those of its tokens that the question attends to most (ProphetKV, arXiv 2602.02579).  A prompt's first
+document is computed without a lead and copied to where it was computed, so it is exact.
+What comes out of a segment is never published: nothing
+approximate is ever taken for exact.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence as Of
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -17,11 +22,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from inference.engine.blocks import BlockName, BlockPool, extend_names
-from inference.engine.ordering import Parts
+from inference.engine.blocks import BlockName, BlockPool, extend_names, name_behind
+from inference.engine.ordering import Document, Parts
 from kernels import AttentionPlan
 
 LEAST = 48  # tokens: a shorter document is computed in its place
+LEAD = 448  # tokens, at least
+LONGEST_IN_LEAD = 256  # tokens of a document
+LEADS = 256  # remembered
 LONGEST_TAIL = 512  # tokens behind the documents: they are looked from in one step
 
 
@@ -41,12 +49,45 @@ class Reusing(NamedTuple):
     layers: range
 
 
+@dataclass(slots=True, eq=False)
+class Lead:
+    """The first documents that were asked for behind a head, of `tokens` tokens."""
+
+    documents: dict[bytes, Of[int]] = field(default_factory=dict)
+    tokens: int = 0
+    _names: dict[bytes, list[BlockName]] = field(default_factory=dict)
+
+    @property
+    def enough(self) -> bool:
+        return self.tokens >= LEAD
+
+    def grow(self, documents: Of[Document]) -> None:
+        """Until there is enough."""
+        for document in documents:
+            if not self.enough and document.key not in self.documents:
+                self.documents[document.key] = document.tokens[:LONGEST_IN_LEAD]
+                self.tokens += len(self.documents[document.key])
+
+    def before(self, document: Document) -> list[int]:
+        """What `document` is computed behind: not itself."""
+        return [token for key, tokens in self.documents.items() if key != document.key for token in tokens]
+
+    def names(self, root: BlockName, document: Document, before: list[int], block_size: int) -> list[BlockName]:
+        """The names of the blocks of `before`, which ends with what `document` is computed behind; hashed once."""
+        key = document.key if document.key in self.documents else b""
+        if key not in self._names:
+            extend_names(self._names.setdefault(key, []), root, before, len(before), block_size)
+        return self._names[key]
+
+
 class Span(NamedTuple):
-    """A document from token `start` to `end` of the prompt; as a segment the blocks `names` hold it, behind the head
-    and before what fills its last block: `compiled` is all of it."""
+    """A document from token `start` to `end` of the prompt, computed for all `by` tokens before that: the blocks
+    `names` hold it from there, behind the head and the lead and before what fills its last block: `compiled` is all of
+    it."""
 
     start: int
     end: int
+    by: int
     names: list[BlockName]
     compiled: list[int]
 
@@ -59,7 +100,6 @@ class Reuse:
     `approximate` tokens were copied to another place, `again` of the documents at another place were computed again.
     """
 
-    head: int
     spans: list[Span]
     awaits: set[str] = field(default_factory=set)
     skips: list[tuple[int, int]] = field(default_factory=list)
@@ -82,30 +122,34 @@ class Segments:
         self._model = model
         self._cache = cache
         self._layers = how.layers
+        self._leads: OrderedDict[tuple[BlockName, tuple[int, ...]], Lead] = OrderedDict()
 
     def plan(self, root: BlockName, parts: Parts, order: tuple[int, ...], now: float) -> Reuse | None:
         """None where reuse would cost more than it saves: too many of the documents were never seen before."""
-        block, head = self._pool.block_size, len(parts.head)
+        block = self._pool.block_size
         if len(order) < 2 or len(parts.tail) > LONGEST_TAIL:
             return None
-        at, spans, known, strange = head, [], 0, 0
+        lead = self._lead(root, parts)
+        at, spans, asked, known, strange = len(parts.head), [], [], 0, 0
         for rank in order:
-            document = parts.documents[rank].tokens
-            fill = -(head + len(document)) % block
-            compiled = [*parts.head, *document, *document[-1:] * fill]
-            names: list[BlockName] = []
+            document = parts.documents[rank]
+            before = [*parts.head, *lead.before(document)] if spans else parts.head
+            names = list(lead.names(root, document, before, block)) if spans else []
+            fill = -(len(before) + len(document.tokens)) % block
+            compiled = [*before, *document.tokens, *document.tokens[-1:] * fill]
             extend_names(names, root, compiled, len(compiled), block)
-            spans.append(Span(at, at + len(document), names, compiled))
-            at += len(document)
-            if self._pool.popularity(names[-1]) or self._resident(names):
-                known += len(document)
+            spans.append(Span(at, at + len(document.tokens), at - len(before), names, compiled))
+            at += len(document.tokens)
+            asked.append(name_behind(root, document.tokens))  # wherever it stands
+            if self._pool.popularity(asked[-1]) or self._resident(names):
+                known += len(document.tokens)
             else:
-                strange += len(document)
-        self._pool.asked([name for span in spans for name in span.names], now)
-        # What is strange is computed a little more often than without reuse, and may never be asked for again.
-        if (1 - self.share) * known < self.share * strange or any(s.end - s.start < LEAST for s in spans):
+                strange += len(document.tokens)
+        self._pool.asked([*asked, *(name for span in spans for name in span.names)], now)
+        if not lead.enough or any(span.end - span.start < LEAST for span in spans):
             return None
-        return Reuse(head, spans)
+        # What is strange is computed a little more often than without reuse, and may never be asked for again.
+        return Reuse(spans) if (1 - self.share) * known >= self.share * strange else None
 
     def missing(self, reuse: Reuse) -> list[Span]:
         """The documents that no blocks hold as a segment."""
@@ -122,28 +166,24 @@ class Segments:
         source: list[int] = []
         places: list[int] = []  # of the copied tokens in the prompt
         by: list[int] = []
-        first: list[int] = []  # of each document at another place, what is computed again in any case
         beyond = [span for span in reuse.spans if span.end > computed]
         for span, held in zip(beyond, self.sources(reuse, computed), strict=True):
             begin = max(span.start, computed)
-            there = range(begin - span.start + reuse.head, span.end - span.start + reuse.head)
+            there = range(begin - span.by, span.end - span.by)
             source += [held[place // size] * size + place % size for place in there]
             places += range(begin, span.end)
-            by += [span.start - reuse.head] * len(there)
-            if span.start > reuse.head:
-                first += range(begin, min(span.start + size, span.end))
-        moved = [place for place, turn in zip(places, by, strict=True) if turn]
+            by += [span.by] * len(there)
+        moved = [place for place in places if place >= reuse.spans[0].end]
         reuse.skips, reuse.approximate, reuse.again = [], 0, 0
         reuse.exact = moved[0] if moved else sys.maxsize
         if not places:
             return
         target = [blocks[place // size] * size + place % size for place in places]
         self._model.splice(self._cache, *(torch.tensor(column) for column in (source, target, by)))
-        again = set(first)
-        more = min(round(self.share * len(moved)), len(moved)) - len(again)
-        if more > 0:
-            rest = torch.tensor([place for place in moved if place not in again])
-            again.update(rest[self._received(tokens, blocks, reuse)[rest].topk(more).indices].tolist())
+        again: set[int] = set()
+        if count := round(self.share * len(moved)):
+            among = torch.tensor(moved)
+            again.update(among[self._received(tokens, blocks, reuse)[among].topk(count).indices].tolist())
         reuse.skips = side_by_side([place for place in places if place not in again])
         reuse.approximate, reuse.again = len(moved) - len(again), len(again)
 
@@ -152,6 +192,15 @@ class Segments:
         tail = torch.tensor(tokens[reuse.tail :], dtype=torch.int64)
         plan = AttentionPlan.of([len(tail)], [len(tokens)], np.array([blocks], dtype=np.int32), self._pool.block_size)
         return self._model.look(tail, plan, self._cache, self._layers).cpu()
+
+    def _lead(self, root: BlockName, parts: Parts) -> Lead:
+        key = (root, tuple(parts.head))
+        lead = self._leads.setdefault(key, Lead())
+        self._leads.move_to_end(key)
+        if len(self._leads) > LEADS:
+            self._leads.popitem(last=False)
+        lead.grow(parts.documents)
+        return lead
 
     def _resident(self, names: list[BlockName]) -> bool:
         return len(self._pool.match(names)) == len(names)
