@@ -52,9 +52,11 @@ def core_over(
     eviction: Eviction = "gdsf",
     reuse: Reusing | None = None,
     clock: Callable[[], float] = time.monotonic,
+    cache: object = None,
     **policy,
 ) -> EngineCore:
-    """An engine over `model` that has `blocks` of cache and writes no text; `policy` as for Policy."""
+    """An engine over `model` that has `blocks` of cache, in `cache` if given, and writes no text; `policy` as for
+    Policy."""
     return EngineCore(
         model,
         EngineOptions(
@@ -70,4 +72,5 @@ def core_over(
         ),
         text_stream=lambda stop: NoText(),
         clock=clock,
+        cache=cache,
     )

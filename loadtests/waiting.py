@@ -19,77 +19,29 @@ import shlex
 import statistics
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-from inference import Sampling
 from inference.engine.cost import StepCost
 from inference.engine.ordering import Parts
 from kernels import BLOCK_SIZE
 from loadtests import report
-from loadtests.free import Free, core_over
 from loadtests.sharing import HEAD, LENGTHS, QUESTION, Library, topics
+from loadtests.world import World, percentile
 
 COST = StepCost(fixed=0.025, per_token=0.0012, per_pair=2e-7)
 ANSWER = 32
 BURST, PERIOD = 12, 18.0
 CROWD = 32
 CACHE = 48_000
-POLICY = {"cost": COST, "step_seconds": 0.17, "max_tokens": 512}
 PLAIN, FCFS, OURS = "as ranked, LRU, first come, first served", "planned, first come, first served", "planned, in bands"
 ARMS = {PLAIN: {"order": "relevance", "eviction": "lru", "look_ahead": 1}, FCFS: {"look_ahead": 1}, OURS: {}}
 
 
-class Seen(NamedTuple):
-    """Seconds from arrival to admission and to the first token; tokens of the documents that were cached."""
-
-    waited: float
-    first: float
-    cached: int
-
-
-class World:
-    """An engine on a clock that only its steps move."""
-
-    def __init__(self, order: str = "planned", **policy):
-        self.now = 0.0
-        self.core = core_over(Free(), 1 + CACHE // BLOCK_SIZE, order, clock=lambda: self.now, **POLICY, **policy)
-        schedule = self.core.scheduler.schedule
-
-        def timed(now: float):
-            plan = schedule(now)
-            self._cost = COST.fixed + sum(COST.chunk(s.start, s.tokens) for s in plan)
-            return plan
-
-        self.core.scheduler.schedule = timed
-
-    def serve(self, arrivals: list[tuple[float, Parts]]) -> list[Seen]:
-        """In the order in which they end."""
-        seen, came, first, running = [], {}, {}, {}
-        queue = list(enumerate(arrivals))
-        while queue or self.core.has_work:
-            if not self.core.has_work:
-                self.now = max(self.now, queue[0][1][0])
-            while queue and queue[0][1][0] <= self.now:
-                i, (at, parts) = queue.pop(0)
-                self.core.add(f"{i}", parts, Sampling(max_tokens=ANSWER, ignore_eos=True), "", 0)
-                running[f"{i}"] = self.core._sequences[f"{i}"]
-                came[f"{i}"] = at
-            outputs = self.core.step()
-            self.now += self._cost
-            for name, sequence in running.items():
-                if sequence.generated and name not in first:
-                    first[name] = self.now
-            for output in outputs:
-                if output.finish is not None:
-                    sequence = running.pop(output.request_id)
-                    at = came[output.request_id]
-                    cached = max(0, sequence.cached_tokens - HEAD)
-                    seen.append(Seen(sequence.scheduled - at, first[output.request_id] - at, cached))
-        return seen
+def world(**policy) -> World:
+    return World(1 + CACHE // BLOCK_SIZE, COST, **policy)
 
 
 def bursts(seed: int, count: int) -> list[tuple[float, Parts]]:
-    library, rng = Library(seed), random.Random(f"waiting/{seed}")
+    library, rng = Library(seed, {}), random.Random(f"waiting/{seed}")
     head, found = list(range(HEAD)), []
     for i, ranked in enumerate(topics(rng, count)):
         documents = tuple(library[number] for number in dict.fromkeys(ranked))
@@ -99,7 +51,7 @@ def bursts(seed: int, count: int) -> list[tuple[float, Parts]]:
 
 
 def crowd(seed: int) -> list[tuple[float, Parts]]:
-    library, rng = Library(seed), random.Random(f"crowd/{seed}")
+    library, rng = Library(seed, {}), random.Random(f"crowd/{seed}")
     found = []
     for i in range(CROWD):
         ranked = [library[number] for number in rng.sample(range(5), 5)]
@@ -120,7 +72,7 @@ def main() -> None:
     rows, crowds = [], []
     for arm, policy in ARMS.items():
         for seed in range(options.seeds):
-            seen = World(**policy).serve(bursts(seed, options.requests))[options.requests // 10 :]
+            seen = world(**policy).serve(bursts(seed, options.requests), ANSWER)[options.requests // 10 :]
             for kind, some in (
                 ("all", seen),
                 ("hit", [s for s in seen if s.cached]),
@@ -132,11 +84,11 @@ def main() -> None:
                     | {f"first p{p}": percentile([s.first for s in some], p) for p in (50, 95, 99)}
                 )
     for seed in range(options.seeds):
-        world, arrivals = World(), crowd(seed)
-        world.serve(arrivals)
+        desk, arrivals = world(), crowd(seed)
+        desk.serve(arrivals, ANSWER)
         once = sum(len(d.tokens) for d in arrivals[0][1].documents)
         own = HEAD + CROWD * (QUESTION + ANSWER - 1)
-        crowds.append((world.core.counters.computed_tokens - own) / once)
+        crowds.append((desk.core.counters.computed_tokens - own) / once)
     where = report.environment()
     command = shlex.join(["python", "-m", "loadtests.waiting", *sys.argv[1:]])
     names = [name for name in rows[0] if " p" in name]
@@ -179,10 +131,6 @@ def main() -> None:
     (options.out / "waiting.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (options.out / "waiting.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
-
-
-def percentile(values: list[float], p: int) -> float:
-    return sorted(values)[min(len(values) - 1, int(p / 100 * len(values)))]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ rule all invariants hold:
 from __future__ import annotations
 
 from collections import Counter
+from itertools import permutations
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,12 +27,14 @@ from inference import GenerationFailed
 from inference.engine import sequence as sequences
 from inference.engine.blocks import NULL_BLOCK
 from inference.engine.cost import StepCost
+from inference.engine.ordering import Document, Parts
 from tests.inference.integer_model import UNWRITTEN, IntegerModel, add, chain, expected, make_core, tokens_of
 
 BLOCK = 2
 SCOPES = ("A", "B")
 LIVE = 5
 
+DOCUMENTS = ((1,), (2, 1), (1, 1, 2), (2, 2, 2, 1))
 prompts = st.lists(st.sampled_from([1, 2]), min_size=1, max_size=8)
 
 
@@ -44,6 +47,7 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.asked: dict[str, tuple[list[int], int, str]] = {}
         self.outputs: dict[str, list] = {}
+        self.ordered: dict[str, sequences.Sequence] = {}  # whose documents the core may put in another order
         self.gone: set[str] = set()  # aborted or failed
         self.born: dict[str, int] = {}  # the scope's epoch when the request came
         self.epochs = dict.fromkeys(SCOPES, 0)
@@ -123,6 +127,27 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(apart):
             self._step()
         self._ask(prompt, 1, "A")
+
+    @precondition(lambda self: len(self.live) < LIVE)
+    @rule(
+        head=st.sampled_from([[], [1], [2, 1]]),
+        documents=st.lists(st.sampled_from(DOCUMENTS), min_size=2, max_size=3),
+        tail=st.sampled_from([[1], [2]]),
+        count=st.integers(1, 3),
+        scope=st.sampled_from(SCOPES),
+    )
+    def documents(self, head: list, documents: list[tuple], tail: list, count: int, scope: str) -> None:
+        """A prompt of documents, which the core may reorder until it begins: what planning and beginnings live on."""
+        room = self.core.pool.capacity * BLOCK - count
+        while len(head) + sum(map(len, documents)) + len(tail) > room:
+            documents = documents[:-1]
+        parts = Parts(head, tuple(Document(bytes(each), each) for each in documents), tail)
+        orders = {order: parts.tokens(order) for order in permutations(parts.ranks)}
+        self._ask(orders[parts.ranks], count, scope, guesses=False, parts=parts)
+        name = f"r{len(self.asked) - 1}"
+        self.ordered[name] = self.core._sequences[name]
+        for prompt in orders.values():
+            self._claim(self.core._sequences[name].root, prompt + expected(prompt, count, scope), scope)
 
     @precondition(lambda self: len(self.live) < LIVE - 1)
     @rule(counts=st.lists(st.integers(1, 4), min_size=2, max_size=2))
@@ -206,26 +231,36 @@ class EngineMachine(RuleBasedStateMachine):
         assert not self.core._sequences, "I9"
         assert not any(self.core.pool._references), "I9"
         for name, (prompt, count, scope) in self.asked.items():
+            if name in self.ordered:
+                served = self.ordered[name].tokens[: len(prompt)]
+                assert sorted(served) == sorted(prompt)
+                prompt = served
             said = tokens_of(self.outputs.get(name, []))
             assert said == expected(prompt, count, scope)[: len(said)]
             if name not in self.gone:
                 assert len(said) == count
                 last = self.outputs[name][-1]
                 assert last.finish == "length"
-                assert last.usage.cached_tokens % BLOCK == 0, "I11"
+                # documents are shared to the token
+                assert name in self.ordered or last.usage.cached_tokens % BLOCK == 0, "I11"
                 assert last.usage.cached_tokens < len(prompt), "I11"
 
     # ---- what rules do --------------------------------------------------------------------------
 
-    def _ask(self, prompt: list[int], count: int, scope: str, guesses: bool = True) -> None:
+    def _ask(self, prompt: list[int], count: int, scope: str, guesses: bool = True, parts: Parts | None = None) -> None:
         name = f"r{len(self.asked)}"
         self.asked[name] = (prompt, count, scope)
         self.born[name] = self.epochs[scope]
         tokens = prompt + expected(prompt, count, scope)
         guesser = Guesser(tokens) if guesses else None
-        add(self.core, name, prompt, count, scope, priority=len(self.asked) % 2, drafter=guesser)
+        how = {"priority": len(self.asked) % 2, "drafter": guesser}
+        add(self.core, name, prompt if parts is None else parts, count, scope, order="planned", **how)
+        self._claim(self.core._sequences[name].root, tokens, scope)
+
+    def _claim(self, root: bytes, tokens: list[int], scope: str) -> None:
+        """Note what each block of these tokens stands for."""
         names: list[bytes] = []
-        sequences.extend_names(names, self.core._sequences[name].root, tokens, len(tokens), BLOCK)
+        sequences.extend_names(names, root, tokens, len(tokens), BLOCK)
         assert len(names) == len(tokens) // BLOCK, "I5: a block is named that is not full"
         for i, block_name in enumerate(names):
             claim = (scope, self.epochs[scope], tuple(tokens[: (i + 1) * BLOCK]))

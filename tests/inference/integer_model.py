@@ -17,6 +17,7 @@ import torch
 from inference import Sampling
 from inference.engine.core import EngineCore, EngineOptions
 from inference.engine.device import told
+from inference.engine.ordering import Parts
 from inference.engine.sampler import Choices
 from inference.engine.scheduler import Policy, Scheduled
 from inference.engine.sequence import Sequence
@@ -180,7 +181,7 @@ def make_core(blocks: int = 64, model: IntegerModel | None = None, **options) ->
 
 
 def add(
-    core: EngineCore, request_id: str, prompt: list[int], max_tokens: int = 8, scope: str = "public", **more
+    core: EngineCore, request_id: str, prompt: list[int] | Parts, max_tokens: int = 8, scope: str = "public", **more
 ) -> None:
     core._model.scope_of[request_id] = scope
     core.add(request_id, prompt, Sampling(max_tokens=max_tokens), scope, seed=0, **more)

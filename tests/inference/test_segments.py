@@ -10,8 +10,9 @@ import torch
 
 from inference import Sampling
 from inference.engine import EngineCore, EngineOptions, Policy
+from inference.engine.blocks import extend_names
 from inference.engine.ordering import Document, Parts
-from inference.engine.segments import Reusing
+from inference.engine.segments import LONGEST_IN_LEAD, Lead, Reusing
 from inference.models import Llama, open_checkpoint
 from kernels import BLOCK_SIZE
 from tests.inference.integer_model import TokensAsText
@@ -258,3 +259,59 @@ def test_where_all_is_there_in_this_order_nothing_is_approximate_and_all_is_foun
     documents = len(HEAD) + 96 + 64 + 71
     assert cached[0] == documents
     assert cached[1] >= documents + len(tail) - BLOCK_SIZE
+
+
+def test_a_lead_is_the_first_documents_until_they_are_enough():
+    lead = Lead()
+    lead.grow([document(1, 100), document(2, 400), document(1, 100)])
+    assert not lead.enough
+    assert lead.before(document(9, 50)) == [*document(1, 100).tokens, *document(2, 400).tokens[:LONGEST_IN_LEAD]]
+    lead.grow([document(3, 100), document(4, 100)])
+    assert lead.enough
+    assert list(lead.documents) == [bytes([1]), bytes([2]), bytes([3])]
+
+
+def test_no_document_is_computed_behind_itself(model: Llama):
+    core = make(model, 0.25)
+    led = [document(i, 200) for i in (100, 101, 102)]
+    core.expect(Parts(HEAD, tuple(led), ()), "public")
+    ask(core, "r", Parts(HEAD, (*led, DOCUMENTS[0]), (7, 8)))
+    reuse = core._sequences["r"].reuse
+    for span, each in zip(reuse.spans, (*led, DOCUMENTS[0]), strict=True):
+        at = span.start - span.by
+        assert tuple(span.compiled[at : at + len(each.tokens)]) == each.tokens
+        before = span.compiled[len(HEAD) : at]
+        others = [d for d in led if d is not each] if span is not reuse.spans[0] else []
+        assert before == [token for d in others for token in d.tokens]
+        names: list[bytes] = []
+        extend_names(names, core._sequences["r"].root, span.compiled, len(span.compiled), BLOCK_SIZE)
+        assert span.names == names
+    told = drain(core)["r"]
+    assert told[-1].usage.kv_mode == "segments"
+
+
+def test_until_there_is_a_lead_documents_are_computed_in_their_place(model: Llama):
+    core = make(model, 0.25)
+    for name in ("first", "again"):
+        ask(core, name, parts_of(0, 1, 2), 1)
+        assert core._sequences[name].reuse is None
+        drain(core)
+
+
+def test_a_lead_is_of_one_head_and_one_scope(model: Llama):
+    core = make(model, 0.25)
+    seen_before(core)
+    segments = core.documents.segments
+    assert segments.plan(core._root("public"), parts_of(3, 1, 2), (0, 1, 2), 0.0) is not None
+    assert segments.plan(core._root("another"), parts_of(3, 1, 2), (0, 1, 2), 0.0) is None
+    other = parts_of(3, 1, 2)._replace(head=(1, 2, 3))
+    assert segments.plan(core._root("public"), other, (0, 1, 2), 0.0) is None
+
+
+def test_a_compiled_document_that_fits_nowhere_is_not_waited_for(model: Llama):
+    core = make(model, 0.25, blocks=44)
+    seen_before(core)
+    core.expect(parts_of(0, 1, 2), "public")
+    ask(core, "r", parts_of(0, 1, 2))
+    assert core._sequences["r"].reuse is None
+    assert drain(core)["r"][-1].finish == "length"

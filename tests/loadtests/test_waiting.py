@@ -6,13 +6,13 @@ from loadtests import waiting
 
 
 def test_a_crowd_is_served_once_and_all_are_told():
-    world, arrivals = waiting.World(), waiting.crowd(0)[:8]
-    seen = world.serve(arrivals)
+    world, arrivals = waiting.world(), waiting.crowd(0)[:8]
+    seen = world.serve(arrivals, waiting.ANSWER)
     assert len(seen) == 8
     assert all(0 <= each.waited < each.first <= world.now for each in seen)
     assert sum(each.cached == 0 for each in seen) == 1
-    again = waiting.World()
-    assert again.serve(arrivals) == seen
+    again = waiting.world()
+    assert again.serve(arrivals, waiting.ANSWER) == seen
     assert again.now == world.now
 
 
