@@ -150,6 +150,7 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         yield Done(ask.request_id, "refused")
         return
 
+    desk.warming.note(read, ask.scope, backend.capabilities)
     said: list[str] = []
     echo, markers, guard = EchoFilter(), MarkerFilter(len(given)), RepetitionGuard()
     opening = Opening(prompt.reply_prefix)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar
+from litestar import Litestar, Request, Router
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
@@ -47,12 +47,16 @@ def create_app(
     def provide_desk() -> Desk:
         return desk
 
+    def give_way(request: Request) -> None:
+        desk.give_way()
+
     app = App(
         route_handlers=[
-            answers.ask,
+            Router("/", route_handlers=[answers.ask, openai.complete, openai.chat], before_request=give_way),
             search.search,
             *documents.handlers(config),
-            *openai.HANDLERS,
+            openai.models,
+            openai.model,
             health.live,
             health.ready,
             health.metrics,

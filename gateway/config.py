@@ -65,7 +65,9 @@ class AnswersConfig(Section):
     """How an answer is made.  `top_k` passages are the sources; the model reads the best `reads` of them, in a prompt
     of the shape `prompt` (see `gateway.composing`).  The defaults are measured for the default model, which is so
     small that more than one passage confuses it: raise `reads` with a larger model.
-    `quotes` closest sentences lead the reply; `max_tokens` and `temperature` hold where a request has none."""
+    `quotes` closest sentences lead the reply; `max_tokens` and `temperature` hold where a request has none.
+    `warm_seconds`: how long, after a start and until somebody asks, the passages that are read most are computed into
+    the cache, for backends that share documents; with 0 they are not, and nothing is remembered of what is read."""
 
     top_k: Annotated[int, Meta(ge=1, le=20)] = 4
     reads: Annotated[int, Meta(ge=1, le=20)] = 1
@@ -73,6 +75,7 @@ class AnswersConfig(Section):
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     quotes: Annotated[int, Meta(ge=0, le=10)] = 2
     prompt: str = "listed"
+    warm_seconds: Annotated[float, Meta(ge=0)] = 30.0
 
 
 class Config(Section):

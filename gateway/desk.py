@@ -20,6 +20,7 @@ import msgspec
 from gateway.config import Config, ConfigError
 from gateway.errors import NotReady, ShuttingDown
 from gateway.metering import Metrics
+from gateway.warming import Warming
 from inference import Backend, EngineConfig, open_backend
 from retrieval import Library
 
@@ -63,6 +64,7 @@ class Desk:
         self.config = config
         self.drain = Drain()
         self.metrics = Metrics()
+        self.warming = Warming(config, self.metrics)
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
@@ -113,8 +115,13 @@ class Desk:
         return reasons
 
     def open(self) -> None:
-        """Begin to open what wasn't handed in."""
+        """Begin to open what wasn't handed in; then warm until somebody asks."""
         self._opening.append(asyncio.create_task(self._open_all()))
+
+    def give_way(self) -> None:
+        """Somebody asks the model: what is done for nobody ends.  Before it can answer, nobody has asked."""
+        if not self.lacking():
+            self.warming.stop()
 
     async def close(self) -> None:
         for task in self._opening:
@@ -122,6 +129,7 @@ class Desk:
         await asyncio.gather(*self._opening, return_exceptions=True)
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
+                await self.warming.close()
                 if self._owns_backend and self._backend is not None:
                     await self._backend.close()
                 if self._owns_library and self._library is not None:
@@ -151,6 +159,8 @@ class Desk:
             await self._open("_library", self._open_library)
         if self._owns_backend and self._backend is None and self.failure is None:
             await self._open("_backend", self._open_backend)
+        if not self.lacking():
+            await self.warming.run(self.backend, partial(self.read, self.library.passage))
 
     async def _open(self, name: str, opener: Callable[[], Any]) -> None:
         try:

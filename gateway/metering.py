@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -52,6 +53,12 @@ class Metrics:
             "refdesk_cached_tokens", "Prompt tokens that were read from the cache", registry=self.registry
         )
         self.completion_tokens = Counter("refdesk_completion_tokens", "Generated tokens", registry=self.registry)
+        self.warmed_tokens = Counter(
+            "refdesk_warmed_tokens", "Prompt tokens computed for nobody yet, after a start", registry=self.registry
+        )
+        self.warming = Gauge(
+            "refdesk_warming", "1 while popular passages are read into the cache", registry=self.registry
+        )
         self.answers = Counter("refdesk_answers", "Questions answered or refused", ["outcome"], registry=self.registry)
         self.aborted = Counter(
             "refdesk_aborted", "Requests ended before their time: client gone, too slow, shut down",

@@ -117,13 +117,15 @@ GenerationEvent = TextDelta | Finished
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backend can do.  `max_context_tokens` counts prompt and answer; None if unknown."""
+    """What a backend can do.  `max_context_tokens` counts prompt and answer; `cache_tokens` is what its cache holds of
+    all prompts together.  Both None if unknown."""
 
     model: str
     max_context_tokens: int | None = None
     continues_reply: bool = False
     counts_tokens: bool = False
     shares_documents: bool = False
+    cache_tokens: int | None = None
 
 
 class Health(msgspec.Struct, frozen=True):

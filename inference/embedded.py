@@ -107,6 +107,7 @@ class EmbeddedBackend:
             continues_reply=True,
             counts_tokens=True,
             shares_documents=True,
+            cache_tokens=core.pool.capacity * BLOCK_SIZE,
         )
         log.info(
             "engine ready in %.1f s: %s, %s on %s, %d cache blocks of %d tokens",

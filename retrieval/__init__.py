@@ -11,6 +11,7 @@ from retrieval.errors import (
     UnknownPassage,
     UnreadableFile,
 )
+from retrieval.files import write_atomically
 from retrieval.library import Library
 from retrieval.records import (
     Document,
@@ -50,4 +51,5 @@ __all__ = [
     "UnreadableFile",
     "sample_documents",
     "sentences",
+    "write_atomically",
 ]

@@ -131,9 +131,6 @@ async def chat(
     return await _reply(request, desk, data, ChatShape(f"chatcmpl-{own_id}", data.model), events)
 
 
-HANDLERS = [models, model, complete, chat]
-
-
 def _check_model(desk: Desk, name: str) -> None:
     known = [REFDESK, desk.backend.capabilities.model]
     if name not in known:

@@ -19,7 +19,7 @@ from inference import (
     TextDelta,
     Usage,
 )
-from retrieval.errors import UnknownCollection, UnknownDocument, UnreadableFile
+from retrieval.errors import UnknownCollection, UnknownDocument, UnknownPassage, UnreadableFile
 from retrieval.records import Document, DocumentText, IngestReport, Passage, Quote, SearchResult, Support
 
 
@@ -143,6 +143,12 @@ class FakeLibrary:
         except KeyError:
             raise UnknownDocument(document_id) from None
 
+    def passage(self, passage_id: str) -> Passage:
+        try:
+            return next(p for p in self._passages(None) if p.passage_id == passage_id)
+        except StopIteration:
+            raise UnknownPassage(passage_id) from None
+
     def remove(self, document_id: str) -> None:
         self.document(document_id)
         del self.texts[document_id]
@@ -182,9 +188,17 @@ class FakeBackend:
     """Says `reply`, piece by piece.  With `gate` set, stops before each piece until it is released;
     records prompts, aborts and what is still running."""
 
-    def __init__(self, reply: Sequence[str] = ("Hello", " there."), *, continues_reply: bool = True):
+    def __init__(
+        self,
+        reply: Sequence[str] = ("Hello", " there."),
+        *,
+        continues_reply: bool = True,
+        shares_documents: bool = False,
+    ):
         self.reply = list(reply)
-        self.capabilities = Capabilities(model="fake", continues_reply=continues_reply, counts_tokens=True)
+        self.capabilities = Capabilities(
+            model="fake", continues_reply=continues_reply, counts_tokens=True, shares_documents=shares_documents
+        )
         self.requests: list[GenerationRequest] = []
         self.running: set[str] = set()
         self.aborted: list[str] = []
