@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ from inference.engine.ordering import Document, Parts
 from inference.engine.segments import Reusing
 from inference.models import open_checkpoint
 from inference.models.tokenizer import load_tokenizer
+from inference.placement import cores
 from inference.prompt import DocumentOrder
 from kernels import BLOCK_SIZE
 from loadtests import report
@@ -279,22 +281,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.sharing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, help="of each run (3000)")
+    parser.add_argument("--requests", type=int, help="of each run (2000)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    requests = options.requests or 3000
-    rows = []
+    requests = options.requests or 2000
+    rows, jobs = [], []
     for trace in TRACES:
         if trace == "retrieved" and not CLAPNQ.is_dir():
             print(f"no {CLAPNQ}: its questions are left out", file=sys.stderr)
             continue
         count = min(requests, 300) if trace == "retrieved" else requests
         for budget in BUDGETS if trace == "topics" else BUDGETS[:1]:
-            for arm in ARMS:
-                runs = [run(trace, arm, budget // BLOCK_SIZE, count, seed) for seed in range(options.seeds)]
-                rows.append({"trace": trace, "budget": budget, "arm": arm, "runs": [each._asdict() for each in runs]})
-                print(line(rows[-1], rows), flush=True)
+            rows += [{"trace": trace, "budget": budget, "arm": arm} for arm in ARMS]
+            jobs += [(trace, arm, budget // BLOCK_SIZE, count, seed) for arm in ARMS for seed in range(options.seeds)]
+    with ProcessPoolExecutor(cores()) as pool:
+        results = pool.map(run, *zip(*jobs, strict=True))
+        for row in rows:
+            row["runs"] = [next(results)._asdict() for _ in range(options.seeds)]
+            print(line(row, rows), flush=True)
     if options.requests is not None:
         return
     where = report.environment()

@@ -134,6 +134,8 @@ class Segments:
         for rank in order:
             document = parts.documents[rank]
             before = [*parts.head, *lead.before(document)] if spans else parts.head
+            if spans:  # whole blocks, so that none of them is both of the lead and of a document
+                before = before[: len(before) // block * block]
             names = list(lead.names(root, document, before, block)) if spans else []
             fill = -(len(before) + len(document.tokens)) % block
             compiled = [*before, *document.tokens, *document.tokens[-1:] * fill]
