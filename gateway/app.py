@@ -47,7 +47,7 @@ def create_app(
     def provide_desk() -> Desk:
         return desk
 
-    def give_way(request: Request) -> None:
+    async def give_way(request: Request) -> None:  # in the event loop, as all of warming
         desk.give_way()
 
     app = App(

@@ -29,6 +29,7 @@ from inference.engine.detokenizer import TextStream
 from inference.engine.device import DeviceModel
 from inference.engine.gate import allowed_reuse
 from inference.engine.grammar import Grammars
+from inference.engine.lead import MOST, lead_of
 from inference.engine.lookup import PromptLookup, TokenText
 from inference.engine.ordering import Parts
 from inference.errors import RequestRefused
@@ -93,7 +94,8 @@ class EmbeddedBackend:
         )
         if config.document_reuse == "segments":
             log.info("asking the model whether it bears documents reused at other places")
-            reuse = allowed_reuse(model, cache, options, self._encode_plain, self._text_stream, shape.layers)
+            lead = lead_of(config.document_lead, self._encode_plain, min(MOST, context // 4))
+            reuse = allowed_reuse(model, cache, options, self._encode_plain, self._text_stream, shape.layers, lead)
             options = structs.replace(options, reuse=reuse)
         core = EngineCore(model, options, self._text_stream, time.monotonic, cache)
         self._drafts = config.max_draft_tokens > 0

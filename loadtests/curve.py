@@ -7,6 +7,7 @@ CURVES = {  # arms that begin with this: (how it is told of, its colour)
     "reuse + value": ("value deviation (CacheBlend)", "#5b7fa6"),
     "reuse + asked": ("what the question attends to", "#7aa88f"),
     "led + asked": ("the same, computed behind a lead (ours)", "#1d7a4f"),
+    "led alike + asked": ("behind a lead like the documents", "#0b3d91"),
 }
 
 
@@ -16,7 +17,7 @@ def picture(rows: list[dict]) -> str:
     width, height, left, top = 380, 260, 56, 40
     most = 1.1 * max(row["kl"][0] for row in rows if row["arm"] in ("reuse", "random", "planned"))
     drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{len(sets) * (width + 90)}" height="{height + 170}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{len(sets) * (width + 90)}" height="{height + 190}" '
         'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
     ]
     for which, of in enumerate(sets):
@@ -44,10 +45,9 @@ def picture(rows: list[dict]) -> str:
                 drawn.append(f'<path d="M{at(0, kl)} L{at(0.5, kl)}" stroke="#777" stroke-dasharray="4 3"/>')
                 drawn.append(f'<text x="{x}" y="{float(y) - 4:.1f}" text-anchor="end" fill="#555">{name} order</text>')
         for begins, (_, colour) in CURVES.items():
-            points = [("", found[begins.split()[0]])] + [
-                (arm, row) for arm, row in found.items() if arm.startswith(begins)
-            ]
-            points = sorted((row["recomputed"], row["kl"][0]) for _, row in points if row["recomputed"] < 0.51)
+            kind = begins.split(" +")[0]
+            drawn_of = [row for arm, row in found.items() if arm == kind or arm.startswith(begins)]
+            points = sorted((row["recomputed"], row["kl"][0]) for row in drawn_of if row["recomputed"] < 0.51)
             drawn.append(
                 f'<path d="M{" L".join(at(*p) for p in points)}" fill="none" stroke="{colour}" stroke-width="2"/>'
             )

@@ -18,17 +18,14 @@ and questions of CLAPnq over the four passages that retrieval finds for each.  I
       + value deviation r       the share r of the tokens whose values are furthest off at layer 1 (CacheBlend's way,
                                 with the true values known)
       + asked, r                the tokens that the question attends to most
-    led                         as it was computed behind other documents of the set, those of no prompt measured here
-      + asked, r                what the engine does (engine.segments)
+    led, + asked, r             as it was computed behind a lead: what the engine does (engine.segments)
+    led alike, + asked, r       the same behind a lead of the set's own documents, from prompts that are not measured
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import shlex
-import statistics
 import sys
 import tempfile
 import time
@@ -40,19 +37,21 @@ import numpy as np
 import torch
 
 from inference import Sampling
+from inference.engine.lead import MOST, lead_of
 from inference.engine.ordering import Document, Parts
-from inference.engine.segments import Lead, looked_at, side_by_side
+from inference.engine.segments import looked_at, side_by_side
 from inference.models import Llama, open_checkpoint
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
 from inference.prompt import ChatPrompt, Message, Segment
 from kernels import BLOCK_SIZE, AttentionPlan
-from loadtests import curve, rag, report
+from loadtests import rag
+from loadtests.disturbance_report import TOLD, Measured, line, summary, write
 from loadtests.free import Free, core_over
 from loadtests.question_sets import CLAPNQ, clapnq_documents, clapnq_questions
 from loadtests.run import RESULTS
 from retrieval import Library
 
-TOLD, GOLD = 16, 32  # tokens
+GOLD = 32  # tokens of an answer that somebody wrote
 ROOM = 4096 // BLOCK_SIZE  # blocks of a prompt
 PER_REQUEST = 4
 FOR_LEAD = 2  # prompts of each set
@@ -67,12 +66,12 @@ class Case(NamedTuple):
 
 
 class Cache:
-    """The caches of one case, each in ROOM blocks: the prompt in 0, the documents behind the head in 1 to PER_REQUEST,
-    behind the head and a lead in those that follow."""
+    """The caches of one case, each in ROOM blocks: the prompt in 0, the documents that were computed by themselves in
+    1 to PER_REQUEST."""
 
     def __init__(self, model: Llama):
         self.model = model
-        self.layers = model.new_cache(1 + ROOM * (1 + 2 * PER_REQUEST))
+        self.layers = model.new_cache(1 + ROOM * (1 + PER_REQUEST))
 
     def table(self, which: int = 0) -> np.ndarray:
         return np.arange(1 + which * ROOM, 1 + (1 + which) * ROOM, dtype=np.int32)
@@ -120,13 +119,6 @@ class Truth(NamedTuple):
     told: list[int]
     logprobs: torch.Tensor
     nll: float | None
-
-
-class Measured(NamedTuple):
-    kl: float
-    same: float
-    nll_rise: float | None
-    recomputed: float  # of the tokens of all documents but the first
 
 
 def follow(cache: Cache, prompt: list[int], answer: list[int]) -> torch.Tensor:
@@ -219,31 +211,31 @@ def arms_of_orders(cache: Cache, case: Case, truth: Truth, seed: int) -> Iterato
 
 
 def arms_of_reuse(
-    cache: Cache, case: Case, truth: Truth, layers: dict[str, range], lead: list[int]
+    cache: Cache, case: Case, truth: Truth, layers: dict[str, range], behind: dict[str, list[Document]]
 ) -> Iterator[tuple[str, Measured]]:
+    """`behind` which documents those of the case are computed, by the arm's name."""
     parts = case.parts
     prompt = parts.tokens(parts.ranks)
     places = spans(parts)
     reused = [at for start, end in places[1:] for at in range(start, end)]
     ends = places[-1][1]
-    behind = {"reuse": list(parts.head), "led": [*parts.head, *lead]}
-    for kind, before in enumerate(behind.values()):
-        for which, document in enumerate(parts.documents[1:], 1):
-            cache.prefill([*before, *document.tokens], 0, kind * PER_REQUEST + which)
-    cache.prefill(prompt)
-    true_values = cache.values(1, ends)
 
-    def assemble(kind: str) -> None:
-        """The first document exact, the others as they were computed, the rest of the prompt not at all."""
-        cache.compute(prompt, [(0, places[0][1])], [])
-        offset = len(behind[kind])
+    def assemble(lead: list[Document]) -> Callable[[], None]:
+        """The first document exact, the others as they are computed behind `lead` but for themselves, the rest of the
+        prompt not at all; how to get back to that."""
         source, target, by = [], [], []
-        for which, (start, end) in enumerate(places[1:], 1 + list(behind).index(kind) * PER_REQUEST):
-            own = int(cache.table(which)[0]) * BLOCK_SIZE + offset
+        for which, (start, end) in enumerate(places[1:], 1):
+            document = parts.documents[which]
+            before = [*parts.head, *(token for other in lead if other.key != document.key for token in other.tokens)]
+            before = before[: max(len(parts.head), len(before) // BLOCK_SIZE * BLOCK_SIZE)]
+            cache.prefill([*before, *document.tokens], 0, which)
+            own = int(cache.table(which)[0]) * BLOCK_SIZE + len(before)
             source += range(own, own + end - start)
             target += range(int(cache.table()[0]) * BLOCK_SIZE + start, int(cache.table()[0]) * BLOCK_SIZE + end)
-            by += [start - offset] * (end - start)
+            by += [start - len(before)] * (end - start)
+        cache.compute(prompt, [(0, places[0][1])], [])
         cache.model.splice(cache.layers, *(torch.tensor(column) for column in (source, target, by)))
+        return cache.saved(ends)
 
     def arm(name: str, again: list[int]) -> tuple[str, Measured]:
         restore()
@@ -257,9 +249,10 @@ def arms_of_reuse(
         among = torch.tensor(reused)
         return among[scores[among].topk(round(share * len(reused))).indices].tolist()
 
-    for kind in behind:
-        assemble(kind)
-        restore = cache.saved(ends)
+    cache.prefill(prompt)
+    true_values = cache.values(1, ends)
+    for kind, lead in behind.items():
+        restore = assemble(lead)
         deviation = (cache.values(1, ends) - true_values).square().sum(-1)
         received = {}
         for name, which in layers.items():
@@ -271,8 +264,8 @@ def arms_of_reuse(
         for name, scores in received.items():
             for share in (0.12, 0.25, 0.5):
                 yield arm(f"{kind} + asked{name}, {share:.0%}", most(scores, share))
-        yield arm(f"{kind} + all", reused)
         if kind == "reuse":
+            yield arm(f"{kind} + all", reused)
             for k in (16, 32, 64):
                 yield arm(f"{kind} + first {k}", first(k))
             for share in (0.12, 0.25):
@@ -314,13 +307,6 @@ def case_of(encoder: PromptEncoder, system: str, documents: tuple[Segment, ...],
     return Case(parts, list(gold))
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """(mean, lower, upper) of a 95 % interval by bootstrap over cases."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(np.array(values), (4000, len(values))).mean(1)
-    return float(np.mean(values)), *(float(x) for x in np.quantile(means, (0.025, 0.975)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.disturbance",
@@ -331,7 +317,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="of each set (32, and 73 of CLAPnq)")
     parser.add_argument("--layers", nargs="*", metavar="FROM-TO", help="layers in which the question is followed")
     parser.add_argument("--half", choices=("even", "odd"), default="even", help="odd: to try things on")
-    parser.add_argument("--only", choices=("orders", "reuse"))
+    parser.add_argument("--only", choices=("orders", "reuse", "led"), help="these arms alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.model)
@@ -340,6 +326,10 @@ def main() -> None:
     given = options.layers or ["{0.start}-{0.stop}".format(looked_at(len(model.layers)))]
     layers = {f" {each}" if options.layers else "": range(*map(int, each.split("-"))) for each in given}
     cache = Cache(model)
+
+    def encode(text: str) -> list[int]:
+        return encoder.tokenizer.encode(text, add_special_tokens=False).ids
+
     sets = {"rag": rag_cases(encoder, (options.prompts or 32) + FOR_LEAD, options.half)}
     if CLAPNQ.is_dir():
         sets["clapnq"] = clapnq_cases(encoder, (options.prompts or 73) + FOR_LEAD, options.half)
@@ -347,14 +337,17 @@ def main() -> None:
     began = time.monotonic()
     for of, cases in sets.items():
         arms: dict[str, list[Measured]] = {}
-        lead = Lead()
-        for case in cases[-FOR_LEAD:]:
-            lead.grow(case.parts.documents)
+        alike: list[Document] = []
+        for document in (each for case in cases[-FOR_LEAD:] for each in case.parts.documents):
+            if sum(len(other.tokens) for other in alike) < MOST and document not in alike:
+                alike.append(document)
+        behind = {"reuse": [], "led": [Document(b"", lead_of("", encode))], "led alike": alike}
+        if options.only == "led":
+            del behind["reuse"]
         cases = cases[:-FOR_LEAD]
         for i, case in enumerate(cases):
             truth = truth_of(cache, case)
-            orders = arms_of_orders(cache, case, truth, i) if options.only != "reuse" else ()
-            behind = [token for tokens in lead.documents.values() for token in tokens]
+            orders = arms_of_orders(cache, case, truth, i) if options.only in (None, "orders") else ()
             reuse = arms_of_reuse(cache, case, truth, layers, behind) if options.only != "orders" else ()
             for name, each in (*orders, *reuse):
                 arms.setdefault(name, []).append(each)
@@ -362,51 +355,8 @@ def main() -> None:
         for name, found in arms.items():
             rows.append(summary(of, name, found))
             print(line(rows[-1]), flush=True)
-    if options.prompts is None and options.only is None:
-        write(rows, options.out)
-
-
-def summary(of: str, name: str, found: list[Measured]) -> dict:
-    rises = [each.nll_rise for each in found if each.nll_rise is not None]
-    return {
-        "set": of,
-        "arm": name,
-        "prompts": len(found),
-        "recomputed": statistics.fmean(each.recomputed for each in found),
-        "kl": interval([each.kl for each in found]),
-        "same": statistics.fmean(each.same for each in found),
-        "nll_rise": interval(rises) if rises else None,
-    }
-
-
-def line(row: dict) -> str:
-    rise = "" if row["nll_rise"] is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*row["nll_rise"])
-    return (
-        "| {set} | {arm} | {prompts} | {recomputed:.0%} | {kl[0]:.4f} ({kl[1]:.4f} to {kl[2]:.4f}) ".format(**row)
-        + f"| {row['same']:.2f} | {rise} |"
-    )
-
-
-def write(rows: list[dict], out: Path) -> None:
-    where = report.environment()
-    command = shlex.join(["python", "-m", "loadtests.disturbance", *sys.argv[1:]])
-    lines = [
-        "# What sharing disturbs",
-        "",
-        f"`{command}`: SmolLM2 in float32 against a full prefill in the order of relevance, over {TOLD} tokens of its "
-        f"answer; in brackets 95 % intervals; commit {where['commit']}.  Recomputed: of the documents but the first.",
-        "",
-        "![KL against tokens computed again](disturbance.svg)",
-        "",
-        "| prompts | arm | of them | recomputed | KL, nats | same best token | rise of the gold answer's NLL |",
-        "|" + "---|" * 7,
-        *(line(row) for row in rows),
-        "",
-    ]
-    record = {"command": command, "rows": rows, "environment": where}
-    (out / "disturbance.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (out / "disturbance.md").write_text("\n".join(lines), encoding="utf-8")
-    (out / "disturbance.svg").write_text(curve.picture(rows), encoding="utf-8")
+    if options.prompts is None and options.half == "even":
+        write(rows, options.out, beside_others=options.only is not None)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ took.  What it does to times and answers is measured elsewhere: this ranks polic
 
     topics     80 topics of 12 documents, drawn by Zipf's law; each request ranks its topic's documents anew
     shift      the same, but in the middle of the run other topics become popular
-    novel      any five of 200 documents, which the cache could hold, in any order
+    novel      any five of 200 documents in any order; the cache could hold 240, but a document is there twice where it
+               is asked for as the first one and behind others
     alien      documents drawn evenly from 20,000: next to no overlap
     retrieved  what retrieval finds for CLAPnq's 300 questions, each asked once: real overlap (needs the data folder)
 
 Work is that of a prompt's floating point operations, in the shape of SmolLM2-135M: attention grows with what a token
-stands behind.  One arm has all blocks that it could ever want, "without end": what any cache could save at most.
+stands behind.  One arm has all blocks that it could ever want, "without end": what planned prefixes could save at most.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ TRACES: dict[str, Callable[[random.Random, int], Iterator[list[int]]]] = {
 }
 PER_PAIR = 4 * 30 * 9 * 64 / (2 * 106e6)  # operations of a query with a key, over those of a token's products
 SHARE = 0.12  # of a reused document's tokens computed again
+LEAD = tuple(range(60_000, 60_490))
 LOOKED = 16 / 30  # of a question's work, to see what it attends to
 
 
@@ -173,10 +175,11 @@ ARMS = {
 
 
 class Counted(NamedTuple):
-    """Shares of all document tokens, of all work, and of all requests; `approximate` of the document tokens were
-    copied; `prefilled`: tokens of a request, what was computed for others on its account included; `displaced`: places
-    from its rank, the mean of a document; `lasting`: what was reused in the last tenth of the requests over the first
-    tenth that is counted, so 1 where nothing wears off."""
+    """Shares of all document tokens, of all work, and of all requests; `approximate`: document tokens that were copied,
+    and those that were computed for it at that moment are not `reused`; `prefilled`: tokens of a request, what was
+    computed for others on its account included; `displaced`: places from its rank, the mean of a document; `lasting`:
+    what was reused in the last tenth of the requests over the first tenth that is counted, so 1 where nothing wears
+    off."""
 
     reused: float
     approximate: float
@@ -193,13 +196,15 @@ class Counted(NamedTuple):
 def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
     how = ARMS[arm]
     now = 0
-    reuse = Reusing(SHARE, range(1)) if how.segments else None
+    reuse = Reusing(SHARE, range(1), LEAD) if how.segments else None
     blocks = 80 * requests if how.endless else blocks
     core = core_over(Free(), blocks + 1, how.order, how.eviction, reuse, lambda: float(now), max_tokens=8192)
     library, rng = Library(seed, found()[1] if trace == "retrieved" else {}), random.Random(f"{trace}/{seed}")
     head = list(range(HEAD))
-    planning, evicting, work = [], [], [0.0]
+    planning, segmenting, evicting, work = [], [], [], [0.0]
     core.documents.tree.plan = timed(core.documents.tree.plan, planning)
+    if how.segments:
+        core.documents.segments.plan = timed(core.documents.segments.plan, segmenting)
     core.pool.allocate = timed(core.pool.allocate, evicting)
     schedule = core.scheduler.schedule
 
@@ -258,8 +263,8 @@ def run(trace: str, arm: str, blocks: int, requests: int, seed: int) -> Counted:
         prefilled=prefilled / counted,
         changed=changed / counted,
         displaced=displaced / counted,
-        plan_us=statistics.median(planning),
-        plan_us_p99=sorted(planning)[int(0.99 * len(planning))],
+        plan_us=statistics.median(planning) + (statistics.median(segmenting) if segmenting else 0.0),
+        plan_us_p99=sum(sorted(some)[int(0.99 * len(some))] for some in (planning, segmenting) if some),
         evict_us=sum(evicting) / core.pool.evicted_total if core.pool.evicted_total else 0.0,
         lasting=reused[9] / total[9] / at_first if at_first > 0.005 else 0.0,  # of nothing there is no ratio
     )
@@ -310,7 +315,7 @@ def main() -> None:
         f"`{command}`: {options.seeds} seeds of {requests} requests, the first tenth not counted; the real scheduler, "
         f"block pool and tree, no model; commit {where['commit']}.  In brackets the seeds' least and largest.",
         "",
-        "| trace | cache, tokens | order | document tokens reused | over as ranked | of them copied | work saved "
+        "| trace | cache, tokens | order | document tokens reused | over as ranked | of all, copied | work saved "
         "| tokens prefilled | last tenth over the first | prompts changed | places moved | planning, µs (p99) "
         "| a block evicted, µs |",
         "|" + "---|" * 13,

@@ -14,7 +14,8 @@ from loadtests.sharing import HEAD
 
 
 class Seen(NamedTuple):
-    """Seconds from arrival to admission and to the first token; tokens of the documents that were cached."""
+    """Seconds from arrival to admission and to the first token; tokens of the documents that were cached, without
+    those that were computed for it as segments."""
 
     waited: float
     first: float
@@ -49,7 +50,7 @@ class World:
     def serve(self, arrivals: list[tuple[float, Parts]], answer: int) -> list[Seen]:
         """Those who arrive so many seconds from now, answered with `answer` tokens each; in the order in which they
         end."""
-        seen, came, first, running = [], {}, {}, {}
+        seen, came, first, running, awaited = [], {}, {}, {}, {}
         began, queue = self.now, list(arrivals)
         while queue or self.core.has_work:
             if not self.core.has_work:
@@ -60,7 +61,11 @@ class World:
                 before = time.perf_counter()
                 self.core.add(name, parts, Sampling(max_tokens=answer, ignore_eos=True), "", 0)
                 self.now += (time.perf_counter() - before) * self.measured
-                running[name] = self.core._sequences[name]
+                running[name] = sequence = self.core._sequences[name]
+                awaited[name] = 0
+                if sequence.reuse is not None:
+                    missing = self.core.documents.segments.missing(sequence.reuse, 0)
+                    awaited[name] = sum(span.end - span.start for span in missing)
                 came[name] = began + at
             before = time.perf_counter()
             outputs = self.core.step()
@@ -73,7 +78,7 @@ class World:
                 if output.finish is not None:
                     sequence = running.pop(output.request_id)
                     at = came[output.request_id]
-                    cached = max(0, sequence.cached_tokens - HEAD)
+                    cached = max(0, sequence.cached_tokens - HEAD - awaited[output.request_id])
                     seen.append(Seen(sequence.scheduled - at, first[output.request_id] - at, cached))
         return seen
 

@@ -128,7 +128,7 @@ class EngineCore:
         segments = None if reuse is None else Segments(self.pool, model, self._cache, reuse)
         tree = DocumentTree(self.pool, cost.pair_over_token)
         room = min(options.max_context_tokens, self.pool.capacity * self.pool.block_size)
-        self.documents = Documents(tree, segments, room, text_stream)
+        self.documents = Documents(self.pool, tree, segments, room, text_stream)
         copy = self._copy_beginning if hasattr(model, "copy") else None
         self.scheduler = Scheduler(self.pool, options.policy, self.documents.replan, segments, copy)
         self._text_stream = text_stream
@@ -194,10 +194,6 @@ class EngineCore:
     def expect(self, parts: Parts, scope: str) -> None:
         """Note that the documents of `parts` will be asked for: they are no strangers when they are."""
         self.documents.expect(self._root(scope), parts, self._clock())
-
-    def reuses(self, request_id: str) -> bool:
-        """Whether a request reuses documents at other places, or will."""
-        return self._sequences[request_id].reuse is not None
 
     def _root(self, scope: str) -> BlockName:
         return root_name(self.options.identity, scope, str(self._epochs.get(scope, 0)))

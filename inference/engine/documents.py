@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from inference.backend import Sampling
-from inference.engine.blocks import BlockName
+from inference.engine.blocks import BlockName, BlockPool
 from inference.engine.detokenizer import TextStream
 from inference.engine.ordering import DocumentTree, Parts
-from inference.engine.segments import Segments
+from inference.engine.segments import Reuse, Segments, Span
 from inference.engine.sequence import Sequence
 
 
@@ -20,16 +20,18 @@ class Documents:
 
     def __init__(
         self,
+        pool: BlockPool,
         tree: DocumentTree,
         segments: Segments | None,
         room: int,
         text_stream: Callable[[tuple[str, ...]], TextStream],
     ):
+        self._pool = pool
         self.tree = tree
         self.segments = segments
         self._room = room
         self._text_stream = text_stream
-        self._compiling: set[str] = set()
+        self._compiling: dict[str, Sequence] = {}
 
     def expect(self, root: BlockName, parts: Parts, now: float) -> None:
         """Note that the documents of `parts` will be asked for: they are no strangers when they are."""
@@ -38,7 +40,7 @@ class Documents:
 
     def replan(self, sequence: Sequence) -> None:
         """Put the documents of a sequence that has not begun into the order that is best by now."""
-        if sequence.reuse is not None and self.segments.missing(sequence.reuse):
+        if sequence.reuse is not None and self._missing(sequence):
             sequence.reuse = None  # evicted meanwhile: it computes them itself
         parts = sequence.parts
         if parts is None or sequence.scheduled is not None or sequence.reuse is not None:
@@ -61,38 +63,57 @@ class Documents:
         ones that nobody computes yet, each as a sequence of its own."""
         if self.segments is None or sequence.parts is None:
             return []
-        sequence.reuse = self.segments.plan(sequence.root, sequence.parts, sequence.order, sequence.arrived)
-        begun: list[Sequence] = []
-        if sequence.reuse is not None and max(len(s.compiled) for s in sequence.reuse.spans) + 2 > self._room:
-            sequence.reuse = None
-        for span in self.segments.missing(sequence.reuse) if sequence.reuse is not None else ():
+        reuse = self.segments.plan(sequence.root, sequence.parts, sequence.order, sequence.arrived)
+        if reuse is None or not self._fits(sequence, reuse):
+            return []
+        sequence.reuse = reuse
+        begun = []
+        for span in self._missing(sequence):
             name = f"document {span.names[-1].hex()}"
-            sequence.reuse.awaits.add(name)
-            if name in self._compiling:
-                continue
-            self._compiling.add(name)
-            begun.append(
-                Sequence(
-                    request_id=name,
-                    tokens=[*span.compiled, span.compiled[-1]],  # a token more, so that all blocks are full
-                    prompt_tokens=len(span.compiled) + 1,
-                    sampling=Sampling(max_tokens=1, ignore_eos=True),
-                    root=sequence.root,
-                    text=self._text_stream(()),
-                    seed=0,
-                    arrived=sequence.arrived,
-                    priority=sequence.priority,
-                    compiles=True,
-                )
-            )
+            reuse.awaits.add(name)
+            if name not in self._compiling:
+                begun.append(self._compile(name, span, sequence))
+            compiled = self._compiling[name]
+            compiled.priority = min(compiled.priority, sequence.priority)
         return begun
+
+    def _compile(self, name: str, span: Span, asker: Sequence) -> Sequence:
+        tokens = span.compiled(self._pool.block_size)
+        tokens.append(tokens[-1])  # one more, so that all blocks are full
+        self._compiling[name] = Sequence(
+            request_id=name,
+            tokens=tokens,
+            prompt_tokens=len(tokens),
+            sampling=Sampling(max_tokens=1, ignore_eos=True),
+            root=asker.root,
+            text=self._text_stream(()),
+            seed=0,
+            arrived=asker.arrived,
+            priority=asker.priority,
+            compiles=True,
+        )
+        return self._compiling[name]
+
+    def _fits(self, sequence: Sequence, reuse: Reuse) -> bool:
+        """Whether there is room for the sequence beside all that it copies from: else it would wait for ever."""
+        block = self._pool.block_size
+        copied = {name for span in reuse.spans for name in span.names}
+        own = len(sequence.tokens) + sequence.sampling.max_tokens
+        longest = max(len(span.names) for span in reuse.spans)
+        return own + len(copied) * block <= self._pool.capacity * block and (longest + 1) * block <= self._room
+
+    def _missing(self, sequence: Sequence) -> list[Span]:
+        """The documents that `sequence` would copy and that no blocks hold."""
+        block = self._pool.block_size
+        prefix = len(self._pool.match(sequence.block_names(block))) * block
+        return self.segments.missing(sequence.reuse, prefix)
 
     def leave(self, sequence: Sequence, waiting: Iterable[Sequence]) -> None:
         """A sequence has ended: if it computed a document, nobody of those `waiting` awaits it any more."""
         self.tree.leave(sequence.path)
         if not sequence.compiles:
             return
-        self._compiling.discard(sequence.request_id)
+        self._compiling.pop(sequence.request_id, None)
         for other in waiting:
             if other.reuse is not None:
                 other.reuse.awaits.discard(sequence.request_id)

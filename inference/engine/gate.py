@@ -26,7 +26,7 @@ import torch
 from inference.backend import Sampling
 from inference.engine.core import EngineCore, EngineOptions
 from inference.engine.ordering import Document, Parts
-from inference.engine.segments import LEAD, Reusing, looked_at
+from inference.engine.segments import LEAST, Reusing, looked_at
 from inference.models.config import ModelError
 
 log = logging.getLogger(__name__)
@@ -66,23 +66,27 @@ def allowed_reuse(
     encode: Callable[[str], list[int]],
     text_stream: Callable[[tuple[str, ...]], object],
     layers: int,
+    lead: tuple[int, ...],
 ) -> Reusing:
-    """How `model` of so many `layers` may reuse documents over `cache`, whose content is overwritten.  Raises
-    ModelError where it may not."""
+    """How `model` of so many `layers` may reuse documents over `cache`, whose content is overwritten, computed behind
+    the tokens `lead`.  Raises ModelError where it may not."""
 
     def answer(parts: Parts, reuse: Reusing | None, forced: list[int]) -> tuple[list[int], torch.Tensor]:
         """The first tokens behind `parts`, or those `forced`, and the distributions they come from [tokens, vocab]."""
         followed = Followed(model, forced)
         how = msgspec.structs.replace(options, reuse=reuse, order="relevance", overlap=False)
         core = EngineCore(followed, how, text_stream, lambda: 0.0, cache)
-        for each in (*before, parts):
-            core.expect(each, "")
+        core.expect(parts, "")
         core.add("calibration", parts, Sampling(max_tokens=TOLD, ignore_eos=True), "", 0)
-        assert reuse is None or core.reuses("calibration")
         while core.has_work:
             if core.scheduler.waiting:
                 followed.seen.clear()  # it was a document alone
             core.step()
+        counted = core.counters
+        if reuse is not None and not counted.approximate_tokens + counted.recomputed_tokens:
+            raise ModelError(
+                'the KV cache is too small for document_reuse = "segments": set "prefix", or more kv_cache_mb'
+            )
         return [int(row.argmax()) for row in followed.seen], torch.stack(followed.seen)
 
     if not hasattr(model, "look"):
@@ -90,23 +94,20 @@ def allowed_reuse(
             'document_reuse = "segments" needs one of the engine\'s own models (Llama, Mistral, Qwen2, Qwen3) whole: '
             'set "prefix"'
         )
-    room = min(options.max_context_tokens, options.blocks * options.block_size)
-    if room < 2 * LEAD:
-        raise ModelError(f'a context of {room} tokens is too short for document_reuse = "segments"')
-
-    def prompt(number: int) -> Parts:
-        return _prompt(number, lambda text: encode(text)[: min(LONGEST, room // (2 * DOCUMENTS))])
-
-    before = [prompt(PROMPTS), prompt(PROMPTS + 1)]  # others are computed behind its documents
+    longest = min(LONGEST, options.max_context_tokens // (2 * DOCUMENTS))
+    if longest < LEAST:
+        raise ModelError(
+            f'a context of {options.max_context_tokens} tokens is too short for document_reuse = "segments"'
+        )
     differs: dict[str, list[float]] = {}
     for i in range(PROMPTS):
-        parts = prompt(i)
+        parts = _prompt(i, lambda text: encode(text)[:longest])
         told, truth = answer(parts, None, [])
         another = (*parts.ranks[1:], 0)
         turned = parts._replace(documents=tuple(parts.documents[rank] for rank in another))
         found = {"order": answer(turned, None, told)[1]}
         for share in (*SHARES, 1.0):
-            found[f"{share}"] = answer(parts, Reusing(share, looked_at(layers)), told)[1]
+            found[f"{share}"] = answer(parts, Reusing(share, looked_at(layers), lead), told)[1]
         for name, logprobs in found.items():
             differs.setdefault(name, []).append(float((truth.exp() * (truth - logprobs)).sum(-1).mean()))
     mean = {name: statistics.fmean(values) for name, values in differs.items()}
@@ -117,7 +118,7 @@ def allowed_reuse(
         raise ModelError(f'document_reuse = "segments" does not work with this model ({told_all}): set "prefix"')
     for share in SHARES:
         if mean[f"{share}"] <= OF_ANOTHER_ORDER * mean["order"]:
-            return Reusing(share, looked_at(layers))
+            return Reusing(share, looked_at(layers), lead)
     raise ModelError(
         f'document_reuse = "segments" would change this model\'s answers too much ({told_all}; another order of the '
         f'documents {mean["order"]:.4f}): set "prefix"'

@@ -1,12 +1,12 @@
 """Documents reused at other places than they were computed at: approximate, so only behind a gate.
 
-A document is computed once, as a request of its own, behind the system prompt and a lead: the documents that were asked
-for first behind it, the same for all.  What is computed right behind the system prompt looks like the first document
-to a model, and where each of a prompt's documents does, they draw attention off the one that is: with a lead like the
-prompts' own documents answers are disturbed several times less (`python -m loadtests.disturbance`).  Such a document is
-a segment: a request copies its keys and values into blocks of its own, the keys turned to where it stands there, and
-computes again those of its tokens that the question attends to most (ProphetKV, arXiv 2602.02579).  A prompt's first
-document is computed without a lead and copied to where it was computed, so it is exact.
+A document is computed once, as a request of its own, behind the system prompt and a lead: other documents, the same for
+all (`engine.lead`).  What is computed right behind the system prompt looks like the first document to a model, and
+where each of a prompt's documents does, they draw attention off the one that is: with a lead answers are disturbed
+several times less (`python -m loadtests.disturbance`).  Such a document is a segment: a request copies its keys and
+values into blocks of its own, the keys turned to where it stands there, and computes again those of its tokens that the
+question attends to most (ProphetKV, arXiv 2602.02579).  A prompt's first document is computed without a lead and copied
+to where it was computed, so it is exact.
 What comes out of a segment is never published: nothing
 approximate is ever taken for exact.
 """
@@ -23,13 +23,11 @@ import numpy as np
 import torch
 
 from inference.engine.blocks import BlockName, BlockPool, extend_names, name_behind
-from inference.engine.ordering import Document, Parts
+from inference.engine.ordering import Parts
 from kernels import AttentionPlan
 
 LEAST = 48  # tokens: a shorter document is computed in its place
-LEAD = 448  # tokens, at least
-LONGEST_IN_LEAD = 256  # tokens of a document
-LEADS = 256  # remembered
+HEADS = 256  # system prompts, the names of whose blocks are remembered
 LONGEST_TAIL = 512  # tokens behind the documents: they are looked from in one step
 
 
@@ -43,53 +41,29 @@ class Looks(Protocol):
 
 class Reusing(NamedTuple):
     """How documents are reused: `share` of the tokens of those at another place are computed again; the question is
-    followed through the model's layers up to the last of `layers`, in which its attention counts."""
+    followed through the model's layers up to the last of `layers`, in which its attention counts; documents are
+    computed behind the tokens `lead`, but for a prompt's first one."""
 
     share: float
     layers: range
-
-
-@dataclass(slots=True, eq=False)
-class Lead:
-    """The first documents that were asked for behind a head, of `tokens` tokens."""
-
-    documents: dict[bytes, Of[int]] = field(default_factory=dict)
-    tokens: int = 0
-    _names: dict[bytes, list[BlockName]] = field(default_factory=dict)
-
-    @property
-    def enough(self) -> bool:
-        return self.tokens >= LEAD
-
-    def grow(self, documents: Of[Document]) -> None:
-        """Until there is enough."""
-        for document in documents:
-            if not self.enough and document.key not in self.documents:
-                self.documents[document.key] = document.tokens[:LONGEST_IN_LEAD]
-                self.tokens += len(self.documents[document.key])
-
-    def before(self, document: Document) -> list[int]:
-        """What `document` is computed behind: not itself."""
-        return [token for key, tokens in self.documents.items() if key != document.key for token in tokens]
-
-    def names(self, root: BlockName, document: Document, before: list[int], block_size: int) -> list[BlockName]:
-        """The names of the blocks of `before`, which ends with what `document` is computed behind; hashed once."""
-        key = document.key if document.key in self.documents else b""
-        if key not in self._names:
-            extend_names(self._names.setdefault(key, []), root, before, len(before), block_size)
-        return self._names[key]
+    lead: tuple[int, ...]
 
 
 class Span(NamedTuple):
     """A document from token `start` to `end` of the prompt, computed for all `by` tokens before that: the blocks
-    `names` hold it from there, behind the head and the lead and before what fills its last block: `compiled` is all of
-    it."""
+    `names` hold it from there, behind the tokens `before` it and in front of what fills its last block."""
 
     start: int
     end: int
     by: int
     names: list[BlockName]
-    compiled: list[int]
+    before: list[int]
+    document: Of[int]
+
+    def compiled(self, block_size: int) -> list[int]:
+        """What is computed for it: whole blocks."""
+        tokens = [*self.before, *self.document]
+        return tokens + [tokens[-1]] * (-len(tokens) % block_size)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,40 +96,39 @@ class Segments:
         self._model = model
         self._cache = cache
         self._layers = how.layers
-        self._leads: OrderedDict[tuple[BlockName, tuple[int, ...]], Lead] = OrderedDict()
+        self._lead = how.lead
+        self._heads: OrderedDict[tuple[BlockName, tuple[int, ...]], tuple[list[int], list[BlockName]]] = OrderedDict()
 
     def plan(self, root: BlockName, parts: Parts, order: tuple[int, ...], now: float) -> Reuse | None:
         """None where reuse would cost more than it saves: too many of the documents were never seen before."""
         block = self._pool.block_size
         if len(order) < 2 or len(parts.tail) > LONGEST_TAIL:
             return None
-        lead = self._lead(root, parts)
+        led, led_names = self._led(root, parts.head)
         at, spans, asked, known, strange = len(parts.head), [], [], 0, 0
         for rank in order:
-            document = parts.documents[rank]
-            before = [*parts.head, *lead.before(document)] if spans else parts.head
-            if spans:  # whole blocks, so that none of them is both of the lead and of a document
-                before = before[: len(before) // block * block]
-            names = list(lead.names(root, document, before, block)) if spans else []
-            fill = -(len(before) + len(document.tokens)) % block
-            compiled = [*before, *document.tokens, *document.tokens[-1:] * fill]
-            extend_names(names, root, compiled, len(compiled), block)
-            spans.append(Span(at, at + len(document.tokens), at - len(before), names, compiled))
-            at += len(document.tokens)
-            asked.append(name_behind(root, document.tokens))  # wherever it stands
-            if self._pool.popularity(asked[-1]) or self._resident(names):
-                known += len(document.tokens)
+            document = parts.documents[rank].tokens
+            before, named = (led, led_names) if spans else (list(parts.head), [])
+            span = Span(at, at + len(document), at - len(before), list(named), before, document)
+            rest = span.compiled(block)[len(named) * block :]
+            extend_names(more := [], named[-1] if named else root, rest, len(rest), block)
+            span.names.extend(more)
+            spans.append(span)
+            at += len(document)
+            asked.append(name_behind(root, document))  # wherever it stands
+            if self._pool.popularity(asked[-1]) or self._resident(span.names):
+                known += len(document)
             else:
-                strange += len(document.tokens)
+                strange += len(document)
         self._pool.asked([*asked, *(name for span in spans for name in span.names)], now)
-        if not lead.enough or any(span.end - span.start < LEAST for span in spans):
+        if any(span.end - span.start < LEAST for span in spans):
             return None
         # What is strange is computed a little more often than without reuse, and may never be asked for again.
         return Reuse(spans) if (1 - self.share) * known >= self.share * strange else None
 
-    def missing(self, reuse: Reuse) -> list[Span]:
-        """The documents that no blocks hold as a segment."""
-        return [span for span in reuse.spans if not self._resident(span.names)]
+    def missing(self, reuse: Reuse, computed: int) -> list[Span]:
+        """The documents beyond the first `computed` tokens of the prompt that no blocks hold as a segment."""
+        return [span for span in reuse.spans if span.end > computed and not self._resident(span.names)]
 
     def sources(self, reuse: Reuse, computed: int) -> list[list[int]]:
         """The blocks of each segment that reaches beyond the first `computed` tokens of the prompt."""
@@ -195,14 +168,21 @@ class Segments:
         plan = AttentionPlan.of([len(tail)], [len(tokens)], np.array([blocks], dtype=np.int32), self._pool.block_size)
         return self._model.look(tail, plan, self._cache, self._layers).cpu()
 
-    def _lead(self, root: BlockName, parts: Parts) -> Lead:
-        key = (root, tuple(parts.head))
-        lead = self._leads.setdefault(key, Lead())
-        self._leads.move_to_end(key)
-        if len(self._leads) > LEADS:
-            self._leads.popitem(last=False)
-        lead.grow(parts.documents)
-        return lead
+    def _led(self, root: BlockName, head: Of[int]) -> tuple[list[int], list[BlockName]]:
+        """`head` and the lead, whole blocks of them, so that none is both of the lead and of a document; and the
+        blocks' names, hashed once for all documents."""
+        key = (root, tuple(head))
+        if key not in self._heads:
+            block = self._pool.block_size
+            tokens = [*head, *self._lead]
+            tokens = tokens[: len(tokens) // block * block]
+            names: list[BlockName] = []
+            extend_names(names, root, tokens, len(tokens), block)
+            self._heads[key] = tokens, names
+        self._heads.move_to_end(key)
+        if len(self._heads) > HEADS:
+            self._heads.popitem(last=False)
+        return self._heads[key]
 
     def _resident(self, names: list[BlockName]) -> bool:
         return len(self._pool.match(names)) == len(names)

@@ -9,6 +9,7 @@ import torch
 
 from inference.engine import EngineOptions
 from inference.engine.gate import SHARES, allowed_reuse
+from inference.engine.lead import lead_of
 from inference.engine.segments import Segments
 from inference.models import Llama, open_checkpoint
 from inference.models.config import ModelError
@@ -27,11 +28,12 @@ def encode(text: str) -> list[int]:
     return [3 + sum(map(ord, word)) % 500 for word in re.findall(r"\w+|\W", text)]
 
 
-def ask(model, context: int = 1024):
+def ask(model, context: int = 1024, blocks: int = BLOCKS):
     options = EngineOptions(
-        identity="tiny", blocks=BLOCKS, max_context_tokens=context, eos_token_ids=frozenset({0}), order="planned"
+        identity="tiny", blocks=blocks, max_context_tokens=context, eos_token_ids=frozenset({0}), order="planned"
     )
-    return allowed_reuse(model, model.new_cache(BLOCKS), options, encode, TokensAsText, len(model.layers))
+    lead = lead_of("", encode, 200)
+    return allowed_reuse(model, model.new_cache(blocks), options, encode, TokensAsText, len(model.layers), lead)
 
 
 def test_a_model_that_bears_it(model):
@@ -73,3 +75,22 @@ def test_who_can_not_do_it_is_told_so(model):
         ask(Other())
     with pytest.raises(ModelError, match="too short"):
         ask(model, context=200)
+
+
+def test_a_cache_that_is_too_small_is_told_of_and_waited_for_by_nobody(model):
+    for blocks in (40, 50, 60, 70):
+        with pytest.raises(ModelError, match="too small"):
+            ask(model, blocks=blocks)
+
+
+def test_a_lead_of_the_operators_own(tmp_path):
+    path = tmp_path / "pages.txt"
+    path.write_text("These are pages. " * 200, encoding="utf-8")
+    lead = lead_of(str(path), encode)
+    assert list(lead) == encode(path.read_text(encoding="utf-8"))[: len(lead)]
+    assert len(lead_of("", encode, 100)) == 100
+    path.write_text("Too little.", encoding="utf-8")
+    with pytest.raises(ModelError, match="document_lead.*tokens at least"):
+        lead_of(str(path), encode)
+    with pytest.raises(ModelError, match="document_lead.*can't be read"):
+        lead_of(str(tmp_path / "nothing"), encode)

@@ -12,13 +12,14 @@ from inference import Sampling
 from inference.engine import EngineCore, EngineOptions, Policy
 from inference.engine.blocks import extend_names
 from inference.engine.ordering import Document, Parts
-from inference.engine.segments import LONGEST_IN_LEAD, Lead, Reusing
+from inference.engine.segments import Reusing
 from inference.models import Llama, open_checkpoint
 from kernels import BLOCK_SIZE
 from tests.inference.integer_model import TokensAsText
 from tests.inference.tiny import save_model
 
 HEAD = tuple(range(3, 26))  # ends within a block
+LEAD = tuple(range(100, 341))
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3 with qk norm"])
@@ -38,7 +39,7 @@ def parts_of(*order: int, tail: tuple[int, ...] = (7, 8, 9, 10)) -> Parts:
     return Parts(HEAD, tuple(DOCUMENTS[i] for i in order), tail)
 
 
-def make(model: Llama, share: float | None, blocks: int = 200, **policy) -> EngineCore:
+def make(model: Llama, share: float | None, blocks: int = 200, eviction: str = "gdsf", **policy) -> EngineCore:
     return EngineCore(
         model,
         EngineOptions(
@@ -47,7 +48,8 @@ def make(model: Llama, share: float | None, blocks: int = 200, **policy) -> Engi
             max_context_tokens=1024,
             eos_token_ids=frozenset(),
             policy=Policy(**policy),
-            reuse=None if share is None else Reusing(share, range(1, len(model.layers))),
+            eviction=eviction,
+            reuse=None if share is None else Reusing(share, range(1, len(model.layers)), LEAD),
         ),
         text_stream=TokensAsText,
         clock=lambda: 0.0,
@@ -73,8 +75,7 @@ def logprobs_of(outputs: list) -> list[float]:
 
 
 def seen_before(core: EngineCore) -> None:
-    """Each document is known, some of them as segments; others were known before."""
-    core.expect(Parts(HEAD, (document(100, 200), document(101, 200), document(102, 200)), ()), "public")
+    """Each document is known, some of them as segments."""
     for i, order in enumerate([(0, 1), (1, 2), (2, 3), (3, 0)]):
         ask(core, f"before {i}", parts_of(*order), 1)
         drain(core)
@@ -188,7 +189,7 @@ def test_a_crowd_in_many_orders_computes_each_document_once(model: Llama):
         ask(core, f"{i}", parts_of(*order, tail=(i + 3, 5)), 1)
     told = drain(core)
     assert sorted(told) == sorted(f"{i}" for i in range(len(orders)))
-    compiled = 2 * sum(len(d.tokens) for d in DOCUMENTS) + len(HEAD) + 600  # as the first, and behind the lead
+    compiled = 2 * sum(len(d.tokens) for d in DOCUMENTS) + len(HEAD) + len(LEAD)  # as the first, and behind the lead
     compiled += 8 * 2 * BLOCK_SIZE  # the block in which each begins, what fills its last one
     again = sum(outputs[-1].usage.recomputed_tokens for outputs in told.values())
     assert again > 0
@@ -261,59 +262,58 @@ def test_where_all_is_there_in_this_order_nothing_is_approximate_and_all_is_foun
     assert cached[1] >= documents + len(tail) - BLOCK_SIZE
 
 
-def test_a_lead_is_the_first_documents_until_they_are_enough():
-    lead = Lead()
-    lead.grow([document(1, 100), document(2, 400), document(1, 100)])
-    assert not lead.enough
-    assert lead.before(document(9, 50)) == [*document(1, 100).tokens, *document(2, 400).tokens[:LONGEST_IN_LEAD]]
-    lead.grow([document(3, 100), document(4, 100)])
-    assert lead.enough
-    assert list(lead.documents) == [bytes([1]), bytes([2]), bytes([3])]
-
-
-def test_no_document_is_computed_behind_itself(model: Llama):
+def test_all_but_the_first_are_computed_behind_the_lead(model: Llama):
     core = make(model, 0.25)
-    led = [document(i, 200) for i in (100, 101, 102)]
-    core.expect(Parts(HEAD, tuple(led), ()), "public")
-    ask(core, "r", Parts(HEAD, (*led, DOCUMENTS[0]), (7, 8)))
+    seen_before(core)
+    ask(core, "r", parts_of(3, 1, 2))
     reuse = core._sequences["r"].reuse
-    for span, each in zip(reuse.spans, (*led, DOCUMENTS[0]), strict=True):
+    for span, number in zip(reuse.spans, (3, 1, 2), strict=True):
+        compiled = span.compiled(BLOCK_SIZE)
         at = span.start - span.by
-        assert tuple(span.compiled[at : at + len(each.tokens)]) == each.tokens
-        before = span.compiled[len(HEAD) : at]
-        others = [d for d in led if d is not each] if span is not reuse.spans[0] else []
-        wanted = [token for d in others for token in d.tokens]
-        assert before == wanted[: len(before)]
-        assert not others or (0 <= len(wanted) - len(before) < BLOCK_SIZE and at % BLOCK_SIZE == 0)
+        assert tuple(compiled[at : at + span.end - span.start]) == DOCUMENTS[number].tokens
+        before = HEAD if span is reuse.spans[0] else (*HEAD, *LEAD)
+        assert tuple(compiled[:at]) == before[:at]
+        assert len(before) - at < BLOCK_SIZE
+        assert span is reuse.spans[0] or at % BLOCK_SIZE == 0
         names: list[bytes] = []
-        extend_names(names, core._sequences["r"].root, span.compiled, len(span.compiled), BLOCK_SIZE)
+        extend_names(names, core._sequences["r"].root, compiled, len(compiled), BLOCK_SIZE)
         assert span.names == names
-    told = drain(core)["r"]
-    assert told[-1].usage.kv_mode == "segments"
+    assert drain(core)["r"][-1].usage.kv_mode == "segments"
 
 
-def test_until_there_is_a_lead_documents_are_computed_in_their_place(model: Llama):
-    core = make(model, 0.25)
-    for name in ("first", "again"):
-        ask(core, name, parts_of(0, 1, 2), 1)
-        assert core._sequences[name].reuse is None
-        drain(core)
+@pytest.mark.parametrize("eviction", ["gdsf", "lru"])
+@pytest.mark.parametrize("blocks", range(26, 90, 4))
+def test_no_pool_is_so_small_that_somebody_waits_for_ever(model: Llama, blocks: int, eviction: str):
+    core = make(model, 0.25, blocks=blocks, eviction=eviction)
+    for i, order in enumerate([(0, 1), (1, 2), (2, 3), (3, 0), (3, 1, 2), (2, 1, 0, 3), (0, 2)]):
+        if core.pool.capacity * BLOCK_SIZE < 320:
+            order = order[:2]
+        ask(core, f"{i}", parts_of(*order), 2)
+    for _ in range(400):
+        core.step()
+    assert not core.has_work
+    assert core.pool.free_blocks == core.pool.capacity
 
 
-def test_a_lead_is_of_one_head_and_one_scope(model: Llama):
+def test_who_is_urgent_does_not_wait_for_what_nobody_is(model: Llama):
     core = make(model, 0.25)
     seen_before(core)
-    segments = core.documents.segments
-    assert segments.plan(core._root("public"), parts_of(3, 1, 2), (0, 1, 2), 0.0) is not None
-    assert segments.plan(core._root("another"), parts_of(3, 1, 2), (0, 1, 2), 0.0) is None
-    other = parts_of(3, 1, 2)._replace(head=(1, 2, 3))
-    assert segments.plan(core._root("public"), other, (0, 1, 2), 0.0) is None
+    core.pool.forget()
+    for name, priority in (("later", 1), ("now", 0)):
+        sampling = Sampling(max_tokens=1, ignore_eos=True)
+        core.add(name, parts_of(3, 1, 2), sampling, "public", 0, priority=priority)
+        assert {core._sequences[each].priority for each in core._sequences[name].reuse.awaits} == {priority}
+    drain(core)
 
 
-def test_a_compiled_document_that_fits_nowhere_is_not_waited_for(model: Llama):
-    core = make(model, 0.25, blocks=44)
+def test_what_stands_in_the_prefix_is_not_computed_as_a_segment(model: Llama):
+    core = make(model, 0.25)
     seen_before(core)
-    core.expect(parts_of(0, 1, 2), "public")
-    ask(core, "r", parts_of(0, 1, 2))
-    assert core._sequences["r"].reuse is None
-    assert drain(core)["r"][-1].finish == "length"
+    sampling = Sampling(max_tokens=1, ignore_eos=True)
+    core.add("prefix", parts_of(3, 1, 2), sampling, "public", 0, reuse="prefix")
+    drain(core)
+    ask(core, "r", parts_of(3, 1, 0))
+    waits = core._sequences["r"].reuse
+    assert waits is not None
+    assert len(waits.awaits) <= 2  # the last one, and one that ends within a block
+    drain(core)
