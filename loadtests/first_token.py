@@ -1,14 +1,14 @@
 """How long the first token takes, with the model itself: traces of `loadtests.sharing`, one process, one model load.
 
-    python -m loadtests.first_token               20 minutes; writes loadtests/results/first_token.md and .json
+    python -m loadtests.first_token               a quarter of an hour; writes loadtests/results/first_token.md and .json
     python -m loadtests.first_token --seeds 1     a look, written nowhere
 
 Every arm has the same blocks.  They are filled by 2,000 requests of bookkeeping alone, which leaves the cache as it
 would be but for its numbers, and then SmolLM2 serves the next ones on a clock that its steps move; arms take turns, in
 an order that turns as well.  Requests are of five documents, 1,000 tokens of prompt, and come
 
-    alone     24 one after the other, answered with one token
-    bursts    three times 12 at once, answered with 32 tokens, as often as 0.85 of what a machine that caches nothing
+    alone     16 one after the other, answered with one token
+    bursts    twice 12 at once, answered with 32 tokens, as often as 0.85 of what a machine that caches nothing
               can bear
 
 over Zipf's topics, and over documents that next to nobody else asks for ("alien").  A request is cold where nothing of
@@ -41,8 +41,8 @@ from loadtests.world import Seen, World, percentile
 
 CACHE = 48_000  # tokens
 FILL = 2000  # requests
-BURST, BURSTS, ANSWER, BUSY = 12, 3, 32, 0.85
-ALONE = 24
+BURST, BURSTS, ANSWER, BUSY = 12, 2, 32, 0.85
+ALONE = 16
 PLAIN = "as ranked, LRU, first come, first served"
 ARMS = {
     PLAIN: {"order": "relevance", "eviction": "lru", "look_ahead": 1},

@@ -27,7 +27,7 @@ from inference import GenerationFailed
 from inference.engine import sequence as sequences
 from inference.engine.blocks import NULL_BLOCK
 from inference.engine.cost import StepCost
-from inference.engine.ordering import Document, Parts
+from inference.engine.ordering import Document, Parts, Weights
 from tests.inference.integer_model import UNWRITTEN, IntegerModel, add, chain, expected, make_core, tokens_of
 
 BLOCK = 2
@@ -80,6 +80,7 @@ class EngineMachine(RuleBasedStateMachine):
             overlap=overlap,
             eviction=eviction,
         )
+        self.core.documents.tree._weights = Weights(displacement=0.0, margin=0)  # whatever saves a block is worth it
         self.model.before_step = self._in_mid_step
         allocate, admit = self.core.pool.allocate, self.core.scheduler._admit
 

@@ -23,6 +23,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from inference.engine import batch, core, sequence
 from inference.engine.blocks import BlockPool
 from inference.engine.core import EngineCore
+from inference.engine.documents import Documents
 from inference.engine.scheduler import Scheduler, _Budget
 from kernels import AttentionPlan
 from tests.inference.engine_machine import EngineMachine
@@ -202,6 +203,11 @@ MUTANTS = (
         "s.sequence.tokens[start:known]",
         "([*s.sequence.tokens, 1])[start + 1 : known + 1]",
     ),
+    # ---- documents ----
+    Mutant("a block's beginning ends a token late", Scheduler, "_begun", "length - start\n", "length - start + 1\n"),
+    Mutant("a beginning is told of too early", Scheduler, "publish", "<= sequence.publishable", "<= 10**9"),
+    Mutant("a block's beginnings outlive it", BlockPool, "allocate", "self._begins.pop(block, ())", "()"),
+    Mutant("names of another order are kept", Documents, "replan", "sequence.names = []", "pass"),
 )
 
 
@@ -224,7 +230,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
         setattr(mutant.owner, mutant.name, whole)
 
 
-def noticed(mutant: Mutant, examples: int = 1500) -> str:
+def noticed(mutant: Mutant, examples: int = 5000) -> str:
     """What the machine says of the bug; "" if it does not notice it."""
     with planted(mutant):
         try:
