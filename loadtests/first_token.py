@@ -1,6 +1,6 @@
 """How long the first token takes, with the model itself: traces of `loadtests.sharing`, one process, one model load.
 
-    python -m loadtests.first_token               a quarter of an hour; writes loadtests/results/first_token.md and .json
+    python -m loadtests.first_token               a quarter of an hour; writes first_token.md and .json
     python -m loadtests.first_token --seeds 1     a look, written nowhere
 
 Every arm has the same blocks.  They are filled by 2,000 requests of bookkeeping alone, which leaves the cache as it
