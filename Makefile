@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check -q
 RUN = .venv/bin/python
 
-.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance load soak clean
+.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming load soak clean
 
 help:
 	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
@@ -14,8 +14,9 @@ help:
 	@echo "make bench-quality  measure quotes and answers on CLAPnq (needs the data folder)"
 	@echo "make bench-engine   measure the engine alone against what matrices and memory take"
 	@echo "make bench-quantization  measure what each rounding of the weights costs"
-	@echo "make bench-sharing  count what each way of sharing documents saves, and who waits for whom"
+	@echo "make bench-sharing  what each way of sharing documents saves, who waits for whom, what answers lose (two hours)"
 	@echo "make bench-disturbance  what sharing documents does to answers"
+	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make soak           half an hour of mixed traffic with clients that leave"
 	@echo "make gpu-check      on a machine with a GPU: test and measure the kernels and the engine there"
 	@echo "make load           one minute of spiky traffic against a server of its own"
@@ -77,9 +78,15 @@ bench-quantization: setup
 bench-sharing: setup
 	@$(RUN) -m loadtests.sharing
 	@$(RUN) -m loadtests.waiting
+	@$(RUN) -m loadtests.first_token
+	@$(RUN) -m loadtests.shared_attention
+	@$(RUN) -m loadtests.disturbance
 
 bench-disturbance: setup
 	@$(RUN) -m loadtests.disturbance
+
+bench-warming: setup
+	@$(RUN) -m loadtests.warming
 
 soak: setup
 	@$(RUN) -m loadtests.soak
