@@ -35,8 +35,9 @@ class EngineConfig(
     order than that of relevance a line behind the documents says so; small models are thrown off by it.
     `document_reuse`: documents that others have read are read from the cache where they stand in the same "prefix", or
     at any place as "segments", a part of each computed again: approximate, so tried on the model at start, which takes
-    half a minute, and refused where it would change answers too much.  `document_lead`: a text file of some pages like
-    your documents, behind which those are computed that are reused as segments; it makes that more exact.
+    half a minute, and refused where it would change answers too much.  `document_lead`: a text file of three
+    or so documents as your application writes them, behind which those are computed that are reused as segments: the
+    more alike, the more exact.
     `cache_eviction`: what the cache gives up first: what is seldom asked for ("gdsf"), or was not for longest ("lru").
     `max_draft_tokens`: guesses checked in one step when few stream, read off the prompt's own texts; 0 switches them
     off.

@@ -226,8 +226,8 @@ def arms_of_reuse(
         source, target, by = [], [], []
         for which, (start, end) in enumerate(places[1:], 1):
             document = parts.documents[which]
-            before = [*parts.head, *(token for other in lead if other.key != document.key for token in other.tokens)]
-            before = before[: max(len(parts.head), len(before) // BLOCK_SIZE * BLOCK_SIZE)]
+            others = [token for other in lead if other.key != document.key for token in other.tokens]
+            before = [*parts.head, *others[(len(parts.head) + len(others)) % BLOCK_SIZE :]]
             cache.prefill([*before, *document.tokens], 0, which)
             own = int(cache.table(which)[0]) * BLOCK_SIZE + len(before)
             source += range(own, own + end - start)

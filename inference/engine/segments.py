@@ -170,12 +170,12 @@ class Segments:
 
     def _led(self, root: BlockName, head: Of[int]) -> tuple[list[int], list[BlockName]]:
         """`head` and the lead, whole blocks of them, so that none is both of the lead and of a document; and the
-        blocks' names, hashed once for all documents."""
+        blocks' names, hashed once for all documents.  What is too much is cut off the lead's beginning: its end is the
+        end of a document, and what follows is to look like the next one."""
         key = (root, tuple(head))
         if key not in self._heads:
             block = self._pool.block_size
-            tokens = [*head, *self._lead]
-            tokens = tokens[: len(tokens) // block * block]
+            tokens = [*head, *self._lead[(len(head) + len(self._lead)) % block :]]
             names: list[BlockName] = []
             extend_names(names, root, tokens, len(tokens), block)
             self._heads[key] = tokens, names
