@@ -178,7 +178,7 @@ class Scheduler:
             waited = now - sequence.arrived
             if sequence.preemptions or waited >= policy.age_limit_seconds:
                 return (False, not sequence.preemptions, 0, 0, sequence.arrived)
-            uncached = len(sequence.tokens) - self._cached(sequence)
+            uncached = self._uncached(sequence)
             band = (uncached // 64).bit_length() - int(waited / policy.ageing_seconds)
             return (True, True, sequence.priority, band, sequence.arrived)
 
@@ -258,6 +258,14 @@ class Scheduler:
 
     def _cached(self, sequence: Sequence) -> int:
         return len(self._hits(sequence)) * self._block_size
+
+    def _uncached(self, sequence: Sequence) -> int:
+        """Tokens that `sequence` has to compute, as far as it can be known."""
+        cached, reuse = self._cached(sequence), sequence.reuse
+        if reuse is None:
+            return len(sequence.tokens) - cached
+        copied = max(0, reuse.tail - max(cached, reuse.spans[0].end))
+        return round(self._segments.share * copied) + len(sequence.tokens) - reuse.tail
 
     def _adopt(self, sequence: Sequence) -> None:
         """A running prefill takes over blocks that a sibling with the same documents has published meanwhile."""

@@ -318,3 +318,22 @@ def test_what_stands_in_the_prefix_is_not_computed_as_a_segment(model: Llama):
     assert waits is not None
     assert len(waits.awaits) <= 2  # the last one, and one that ends within a block
     drain(core)
+
+
+def test_who_has_all_documents_goes_before_who_has_them_computed(model: Llama):
+    core = make(model, 0.1, max_tokens=64)
+    seen_before(core)
+    core.expect(Parts(HEAD, (document(50, 150), document(51, 150), document(52, 150)), ()), "public")
+    ask(core, "known", parts_of(3, 1, 2), 1)
+    drain(core)
+    ask(core, "new", Parts(HEAD, (document(50, 150), document(51, 150), document(52, 150)), (7, 8)), 1)
+    assert len(core._sequences["new"].reuse.awaits) == 3
+    ask(core, "ready", parts_of(3, 1, 2, tail=(11, 12)), 1)
+    told: list[str] = []
+    while core.has_work:
+        told += [output.request_id for output in core.step()]
+        if "ready" in told:
+            break
+    assert told == ["ready"]
+    assert len(core._sequences["new"].reuse.awaits) >= 2  # most of it is still to be computed
+    drain(core)
