@@ -286,11 +286,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.sharing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, help="of each run (1200)")
+    parser.add_argument("--requests", type=int, help="of each run (2000)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    requests = options.requests or 1200
+    requests = options.requests or 2000
     rows, jobs = [], []
     for trace in TRACES:
         if trace == "retrieved" and not CLAPNQ.is_dir():

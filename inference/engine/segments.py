@@ -120,7 +120,8 @@ class Segments:
                 known += len(document)
             else:
                 strange += len(document)
-        self._pool.asked([*asked, *(name for span in spans for name in span.names)], now)
+        asked += dict.fromkeys(name for span in spans for name in span.names)
+        self._pool.asked(asked, now)
         if any(span.end - span.start < LEAST for span in spans):
             return None
         # What is strange is computed a little more often than without reuse, and may never be asked for again.
