@@ -14,7 +14,7 @@ help:
 	@echo "make bench-quality  measure quotes and answers on CLAPnq (needs the data folder)"
 	@echo "make bench-engine   measure the engine alone against what matrices and memory take"
 	@echo "make bench-quantization  measure what each rounding of the weights costs"
-	@echo "make bench-sharing  what each way of sharing documents saves, who waits for whom, what answers lose (two hours)"
+	@echo "make bench-sharing  what each way of sharing documents saves, who waits for whom, what answers lose (an hour)"
 	@echo "make bench-disturbance  what sharing documents does to answers"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make soak           half an hour of mixed traffic with clients that leave"

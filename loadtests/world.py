@@ -24,7 +24,7 @@ class Seen(NamedTuple):
 
 class World:
     """An engine with so many `blocks`, over `model` if there is one.  A step takes what `cost` says, or where it is
-    `measured` what it takes; both may change between calls of `serve`."""
+    `measured` what it takes, which may change between calls of `serve`."""
 
     def __init__(self, blocks: int, cost: StepCost, model=None, cache=None, order: str = "planned", **policy):
         self.now = 0.0
@@ -62,10 +62,11 @@ class World:
                 self.core.add(name, parts, Sampling(max_tokens=answer, ignore_eos=True), "", 0)
                 self.now += (time.perf_counter() - before) * self.measured
                 running[name] = sequence = self.core._sequences[name]
-                awaited[name] = 0
-                if sequence.reuse is not None:
-                    missing = self.core.documents.segments.missing(sequence.reuse, 0)
-                    awaited[name] = sum(span.end - span.start for span in missing)
+                reuse = sequence.reuse
+                compiled = (
+                    [span for span in reuse.spans if span.request_id in reuse.awaits] if reuse is not None else ()
+                )
+                awaited[name] = sum(span.end - span.start for span in compiled)
                 came[name] = began + at
             before = time.perf_counter()
             outputs = self.core.step()

@@ -69,7 +69,7 @@ class Documents:
         sequence.reuse = reuse
         begun = []
         for span in self._missing(sequence):
-            name = f"document {span.names[-1].hex()}"
+            name = span.request_id
             reuse.awaits.add(name)
             if name not in self._compiling:
                 begun.append(self._compile(name, span, sequence))

@@ -2,11 +2,11 @@
 
 A document is computed once, as a request of its own, behind the system prompt and a lead: other documents, the same for
 all (`engine.lead`).  What is computed right behind the system prompt looks like the first document to a model, and
-where each of a prompt's documents does, they draw attention off the one that is: with a lead answers are disturbed
-several times less (`python -m loadtests.disturbance`).  Such a document is a segment: a request copies its keys and
-values into blocks of its own, the keys turned to where it stands there, and computes again those of its tokens that the
-question attends to most (ProphetKV, arXiv 2602.02579).  A prompt's first document is computed without a lead and copied
-to where it was computed, so it is exact.
+where each of a prompt's documents does, they draw attention off the one that is: with a lead like the documents answers
+are disturbed several times less (`python -m loadtests.disturbance`).  Such a document is a segment: a request copies
+its keys and values into blocks of its own, the keys turned to where it stands there, and computes again those of its
+tokens that the question attends to most (ProphetKV, arXiv 2602.02579).  A prompt's first document is computed without a
+lead and copied to where it was computed, so it is exact.
 What comes out of a segment is never published: nothing
 approximate is ever taken for exact.
 """
@@ -59,6 +59,11 @@ class Span(NamedTuple):
     names: list[BlockName]
     before: list[int]
     document: Of[int]
+
+    @property
+    def request_id(self) -> str:
+        """Of the request that computes it for all."""
+        return f"document {self.names[-1].hex()}"
 
     def compiled(self, block_size: int) -> list[int]:
         """What is computed for it: whole blocks."""
