@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -211,27 +212,25 @@ async def test_half_of_the_cache_is_left_to_those_who_ask(config, library, backe
     assert len(backend.requests) == 2  # 6 tokens each
 
 
-async def test_without_a_budget_nothing_is_warmed_or_remembered(config, library, backend, popular, tmp_path):
-    before = (tmp_path / FILE_NAME).read_bytes()
-    settings = msgspec.structs.replace(config.answers, warm_seconds=0.0)
-    desk = Desk(msgspec.structs.replace(config, answers=settings), library=library, backend=backend)
+async def nothing_is_warmed_or_remembered(desk: Desk, backend: FakeBackend, folder: Path) -> None:
+    before = (folder / FILE_NAME).read_bytes()
     desk.open()
     await asyncio.gather(*desk._opening)
     assert not backend.requests
     await asked(desk, PUMP)
     await desk.close()
-    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert (folder / FILE_NAME).read_bytes() == before
+
+
+async def test_without_a_budget_nothing_is_warmed_or_remembered(config, library, backend, popular, tmp_path):
+    settings = msgspec.structs.replace(config.answers, warm_seconds=0.0)
+    desk = Desk(msgspec.structs.replace(config, answers=settings), library=library, backend=backend)
+    await nothing_is_warmed_or_remembered(desk, backend, tmp_path)
 
 
 async def test_not_for_a_backend_that_does_not_share_documents(config, library, popular, tmp_path):
-    before, backend = (tmp_path / FILE_NAME).read_bytes(), FakeBackend()
-    desk = Desk(config, library=library, backend=backend)
-    desk.open()
-    await asyncio.gather(*desk._opening)
-    assert not backend.requests
-    await asked(desk, PUMP)
-    await desk.close()
-    assert (tmp_path / FILE_NAME).read_bytes() == before
+    backend = FakeBackend()
+    await nothing_is_warmed_or_remembered(Desk(config, library=library, backend=backend), backend, tmp_path)
 
 
 async def test_a_failure_of_the_backend_ends_it_with_one_line(config, library, backend, popular, caplog):
