@@ -31,8 +31,9 @@ class EngineConfig(
     A step computes at most `max_batch_tokens` (512 on a CPU, 4096 on a GPU), and while answers stream takes about
     `step_ms` (170 and 20), so that their next tokens are not long in coming while others' prompts are read.
     `document_order`: documents of a prompt stand by "relevance"; in the "planned" order, whose beginning the cache
-    holds already; or in a "canonical" one, the same for the same documents.  `tell_ranking`: where that is another
-    order than that of relevance a line behind the documents says so; small models are thrown off by it.
+    holds already; in that one but "best_first", the most relevant document staying ahead; or in a "canonical" one, the
+    same for the same documents.  `tell_ranking`: where that is another order than that of relevance a line behind the
+    documents says so; small models are thrown off by it.
     `document_reuse`: documents that others have read are read from the cache where they stand in the same "prefix", or
     at any place as "segments", a part of each computed again: approximate, so tried on the model at start, which takes
     half a minute, and refused where it would change answers too much.  `document_lead`: a text file of three

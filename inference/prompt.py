@@ -14,7 +14,7 @@ import msgspec
 
 Role = Literal["system", "user", "assistant"]
 SegmentKind = Literal["system", "document", "history", "question"]
-DocumentOrder = Literal["relevance", "planned", "canonical"]
+DocumentOrder = Literal["relevance", "planned", "best_first", "canonical"]
 DocumentReuse = Literal["prefix", "segments"]
 
 

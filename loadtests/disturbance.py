@@ -12,6 +12,7 @@ and questions of CLAPnq over the four passages that retrieval finds for each.  I
     random, best first / last   the most relevant document there, the others in another order
     planned, + hint             the order that the engine plans where three of the documents were served before in
                                 another order, with and without the line that tells the ranking
+    planned, best first         the same where the most relevant stays ahead, and stood ahead before
     hint                        the order of relevance with that line
     reuse                       each document but the first as it was computed right behind the system prompt
       + first k                 k tokens of each computed again (EPIC's way)
@@ -42,7 +43,7 @@ from inference.engine.ordering import Document, Parts
 from inference.engine.segments import looked_at, side_by_side
 from inference.models import Llama, open_checkpoint
 from inference.models.tokenizer import PromptEncoder, load_tokenizer
-from inference.prompt import ChatPrompt, Message, Segment
+from inference.prompt import ChatPrompt, DocumentOrder, Message, Segment
 from kernels import BLOCK_SIZE, AttentionPlan
 from loadtests import rag
 from loadtests.disturbance_report import TOLD, Measured, line, summary, write
@@ -153,12 +154,15 @@ def against(cache: Cache, case: Case, truth: Truth, prompt: list[int], recompute
     return Measured(float(kl), float(same), rise, recomputed)
 
 
-def planned_order(case: Case, seed: int) -> tuple[int, ...]:
+def planned_order(case: Case, seed: int, how: DocumentOrder = "planned") -> tuple[int, ...]:
     """The order that the engine plans where three of the documents, and a stranger, were served before."""
     parts, rng = case.parts, random.Random(f"before/{seed}")
-    core = core_over(Free(), 1000, "planned")
+    core = core_over(Free(), 1000, how)
     before = [*rng.sample(parts.documents, 3), Document(b"stranger", [5] * 100)]
     rng.shuffle(before)
+    if how == "best_first":
+        best = parts.documents[0]
+        before = [best, *(each for each in before if each is not best)]
     for name, documents in (("before", tuple(before)), ("now", parts.documents)):
         core.add(name, parts._replace(documents=documents, hint=None), Sampling(max_tokens=1, ignore_eos=True), "", 0)
         order = core._sequences[name].order
@@ -197,6 +201,9 @@ def arms_of_orders(cache: Cache, case: Case, truth: Truth, seed: int) -> Iterato
     }
     if planned != parts.ranks:
         orders["planned"] = planned
+    kept = planned_order(case, seed, "best_first")
+    if kept != parts.ranks:
+        orders["planned, best first"] = kept
     for name, order in orders.items():
         for hinted in (False, True):
             prompt = (parts if hinted else parts._replace(hint=None)).tokens(order)

@@ -47,6 +47,7 @@ PLAIN = "as ranked, LRU, first come, first served"
 ARMS = {
     PLAIN: {"order": "relevance", "eviction": "lru", "look_ahead": 1},
     "planned": {"order": "planned"},
+    "best first": {"order": "best_first"},
     "segments, as ranked": {"order": "relevance"},
 }
 LOADS = ("alone", "bursts")

@@ -41,17 +41,23 @@ FIGURES = {  # name in the summary: title, unit, is more better
     "cached_share": ("prompt from cache", True),
 }
 START_SECONDS = 600
+LEAD = 3  # passages
 
 Runner = Callable[[str, int], dict[str, dict[str, float]]]
 
 
 def ours(documents: str | None = None, reuse: str = "prefix") -> Runner:
     """A whole server over HTTP: the gateway, retrieval's embedder, and the engine.  It is given the `documents`, to be
-    put in this order, or else the prompt."""
+    put in this order, or else the prompt; for "segments" also a lead, some passages as they stand in prompts."""
 
     def run(order: str, salt: int) -> dict[str, dict[str, float]]:
         settings = {"REFDESK_BACKEND__KIND": "engine", "REFDESK_BACKEND__DOCUMENT_REUSE": reuse}
-        with tempfile.TemporaryDirectory() as folder, served(Path(folder), None, "serve", settings) as url:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as server:
+            if reuse == "segments":
+                lead = Path(folder, "lead.txt")
+                lead.write_text("".join(f"{rag.marked(n, text)}\n\n" for n, text in enumerate(rag.corpus()[:LEAD])))
+                settings["REFDESK_BACKEND__DOCUMENT_LEAD"] = str(lead)
+            url = server.enter_context(served(Path(folder, "data"), None, "serve", settings))
             return _over_http(url, "smollm2", order, salt, documents)
 
     return run
@@ -134,7 +140,7 @@ def main() -> int:
     if options.documents:
         contenders = {
             "refdesk": ours("planned"),
-            "refdesk, as ranked": ours("relevance"),
+            "refdesk, best first": ours("best_first"),
             "refdesk, segments": ours("relevance", "segments"),
         }
     versions: dict[str, str] = {}
@@ -188,7 +194,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--order", choices=rag.ORDERS, default="ranked")
     parser.add_argument(
-        "--documents", action="store_true", help="ours composes and orders: planned, as ranked, and by segments"
+        "--documents", action="store_true", help="ours composes and orders: planned, best first, and by segments"
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)

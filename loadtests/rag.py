@@ -87,6 +87,11 @@ def corpus() -> list[str]:
     return [pieces[int(i * step)] for i in range(PASSAGES)]
 
 
+def marked(passage: int, text: str) -> str:
+    """A passage as it stands in prompts."""
+    return f"[doc {passage:03d}] {text}"
+
+
 def workload(texts: Sequence[str], count: int, order: str = "ranked", salt: int = 0, seed: int = 1) -> list[Request]:
     """`count` requests.  Raises ValueError for an order that is none of ORDERS."""
     if order not in ORDERS:
@@ -109,7 +114,7 @@ def workload(texts: Sequence[str], count: int, order: str = "ranked", salt: int 
         words = sorted(set(re.findall(r"[A-Za-z]{4,9}", " ".join(texts[passage] for passage in sorted(chosen)))))
         a, b = draw.sample(words, 2)
         question = draw.choice(QUESTIONS).format(a=a, b=b)
-        passages = tuple(f"[doc {passage:03d}] {texts[passage]}" for passage in sent)
+        passages = tuple(marked(passage, texts[passage]) for passage in sent)
         requests.append(Request(tuple(sent), SYSTEM.format(salt), passages, question))
     return requests
 

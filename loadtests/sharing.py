@@ -167,6 +167,7 @@ ARMS = {
     "greedy, LRU": Arm(sorted_by="greedy", eviction="lru"),
     "planned, LRU": Arm(order="planned", eviction="lru"),
     "planned": Arm(order="planned"),
+    "best first": Arm(order="best_first"),
     "planned over popular": Arm(sorted_by="popular", order="planned"),
     "segments, as ranked": Arm(segments=True),
     "segments, planned": Arm(order="planned", segments=True),

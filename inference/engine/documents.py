@@ -45,7 +45,7 @@ class Documents:
         parts = sequence.parts
         if parts is None or sequence.scheduled is not None or sequence.reuse is not None:
             return
-        if sequence.path and sequence.ordering != "planned":  # what the cache holds does not matter to it
+        if sequence.path and sequence.ordering in ("relevance", "canonical"):  # what the cache holds is all one to them
             return
         held, sequence.path = sequence.path, []
         self.tree.leave(held)  # what it holds itself is not there yet

@@ -106,7 +106,8 @@ class DocumentTree:
 
     def plan(self, root: BlockName, parts: Parts, order: DocumentOrder = "planned") -> Plan:
         """The order for `parts` under `root`.  The same question of the same cache gets the same answer; what a plan
-        expects is never less than the order of relevance does."""
+        expects is never less than the order of relevance does.  "best_first" plans all but the most relevant document,
+        which stays where it is."""
         ranks = parts.ranks
         if order == "canonical":
             chosen = tuple(sorted(ranks, key=lambda rank: (parts.documents[rank].key, rank)))
@@ -127,7 +128,8 @@ class DocumentTree:
                 best, most, saved = whole, score, tokens
             if tokens < node.length - len(node.rest):
                 continue  # what comes behind a gap can't be hit
-            for rank in reversed(whole[len(path) :]):  # the most relevant first
+            ahead = whole[len(path) :] if path or order != "best_first" else ranks[:1]
+            for rank in reversed(ahead):  # the most relevant first
                 child = node.children.get(parts.documents[rank].key)
                 if child is None:
                     continue

@@ -51,12 +51,20 @@ def test_the_order_whose_beginning_is_there():
 
 
 @pytest.mark.parametrize(
-    ("order", "wanted"), [("relevance", (0, 1, 2)), ("canonical", (2, 1, 0)), ("planned", (1, 0, 2))]
+    ("order", "wanted"),
+    [("relevance", (0, 1, 2)), ("canonical", (2, 1, 0)), ("planned", (1, 0, 2)), ("best_first", (0, 1, 2))],
 )
 def test_each_order(order: str, wanted: tuple[int, ...]):
     core = make_core(order=order)
     served(core, "first", parts_of(B, D))
     assert served(core, "second", parts_of(C, B, A)) == wanted
+
+
+def test_the_best_document_stays_ahead_of_those_that_are_planned():
+    core = make_core(order="best_first")
+    served(core, "first", parts_of(A, C, B))
+    assert served(core, "second", parts_of(A, B, D, C)) == (0, 3, 1, 2), "A, C, B as before, then D"
+    assert served(core, "third", parts_of(C, A, B)) == (0, 1, 2), "what begins with another one is no use to it"
 
 
 def test_a_scope_learns_nothing_of_another_and_a_revoked_one_begins_anew():
