@@ -233,9 +233,10 @@ def _fill_with_sample(config: Config) -> int:
 def ingest(paths: tuple[Path, ...], collection: str, data: str | None, config_path: Path | None) -> int:
     """Put files and folders into the library.
 
-    Reads Markdown, text, HTML and PDF; folders all the way down.  What has not changed since the
-    last time is skipped.  Files that cannot be read are listed with the reason, the rest go in;
-    the exit code is then 1.
+    Reads Markdown, text, HTML, PDF, Office files (DOCX, PPTX, XLSX, XLS, ODS), CSV, EPUB, mails
+    (EML, MSG), JSON, notebooks, feeds, XML, and ZIP archives of these; folders all the way down.
+    What has not changed since the last time is skipped.  Files that cannot be read are listed with
+    the reason, the rest go in; the exit code is then 1.
     """
     config = _load(config_path, data)
     from gateway.desk import open_library
@@ -248,6 +249,8 @@ def ingest(paths: tuple[Path, ...], collection: str, data: str | None, config_pa
         report = library.ingest_paths(paths, collection=collection, progress=progress)
     for name, reason in report.failed:
         click.echo(f"refdesk: not read: {name}: {reason}", err=True)
+    for name, reason in report.unread:
+        click.echo(f"refdesk: not read, a part of {name}: {reason}", err=True)
     click.echo(summary(report))
     return 1 if report.failed else 0
 

@@ -24,7 +24,7 @@ from loadtests import report
 from loadtests.question_sets import HANDBOOK
 from loadtests.run import RESULTS
 from retrieval import UnreadableFile
-from retrieval.parsing import read_file
+from retrieval.formats.reading import read_file
 
 WINDOW = 512
 KINDS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from retrieval import Library, UnreadableFile
-from retrieval.parsing import read_file
+from retrieval.formats.reading import read_file
 
 CLAPNQ = Path("../shared/data/clapnq")
 HANDBOOK = Path("../shared/data/handbook/pages")

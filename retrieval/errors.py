@@ -53,13 +53,13 @@ class UnknownPassage(UnknownDocument):
 
 
 class UnreadableFile(RetrievalError):
-    """`name` is the file as the user knows it, `reason` a phrase for a person."""
+    """`name` is the file as the user knows it, `reason` a phrase for a person.  `code` tells which: unreadable_file,
+    no_text, too_large_expanded, parse_timeout, parse_memory, parser_crashed."""
 
-    code = "unreadable_file"
-
-    def __init__(self, name: str, reason: str):
+    def __init__(self, name: str, reason: str, code: str = "unreadable_file"):
         self.name = name
         self.reason = reason
+        self.code = code
         super().__init__(f"{name}: {reason}")
 
 

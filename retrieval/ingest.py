@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,15 +13,14 @@ from msgspec import Struct
 
 from retrieval.embedding import SharedEmbedder
 from retrieval.errors import UnreadableFile
-from retrieval.parsed import Parsed
-from retrieval.parsing import PARSER_VERSION, is_readable_name, read_file, read_source
+from retrieval.formats.media_types import PARSER_VERSION, is_readable_name
+from retrieval.formats.parsed import Parsed
 from retrieval.records import IngestReport, ProgressEvent
+from retrieval.sandbox import Reader
 from retrieval.search import embedding_text
 from retrieval.settings import RetrievalSettings
 from retrieval.splitting import SPLITTER_VERSION, split
 from retrieval.store import NewDocument, StoredVersion
-
-log = logging.getLogger(__name__)
 
 _GROUP_PASSAGES = 32  # passages embedded and committed together: few syncs, and little to do again after a crash
 
@@ -33,11 +31,11 @@ Progress = Callable[[ProgressEvent], None]
 
 
 class Candidate(Struct):
-    """One source to ingest: `read` gives its bytes to hash and parse, `parse` turns them into text."""
+    """One source to ingest: `read` gives its bytes to hash and parse, `parse` has them turned into text."""
 
     source: str
     read: Callable[[], bytes]
-    parse: Callable[[bytes], Parsed]
+    parse: Callable[[Reader, bytes], Parsed]
 
 
 class Prepared(Struct):
@@ -53,6 +51,7 @@ class Ingestion:
         *,
         collection: str,
         embedder: SharedEmbedder,
+        reader: Reader,
         settings: RetrievalSettings,
         stored: Callable[[str, str], StoredVersion | None],
         commit: Callable[[list[tuple[NewDocument, np.ndarray]]], None],
@@ -60,6 +59,7 @@ class Ingestion:
     ):
         self._collection = collection
         self._embedder = embedder
+        self._reader = reader
         self._settings = settings
         self._stored = stored
         self._commit = commit
@@ -109,11 +109,12 @@ class Ingestion:
         stored = self._stored(self._collection, candidate.source)
         if stored is not None and (stored.content_hash, stored.recipe) == (content_hash, self._recipe):
             return None
-        parsed = _parsed(candidate, data)
+        parsed = candidate.parse(self._reader, data)
         settings = self._settings
         passages = split(parsed, self._embedder.count_tokens, settings.passage_tokens, settings.max_passage_tokens)
         if not passages:
-            raise UnreadableFile(candidate.source, "no text")
+            raise UnreadableFile(candidate.source, "no text", "no_text")
+        self._report.unread += [(candidate.source, reason) for reason in parsed.unread]
         document = NewDocument(
             collection=self._collection,
             source=candidate.source,
@@ -156,17 +157,6 @@ class Ingestion:
         self._progress(ProgressEvent(self._done, self._total, source, state))  # type: ignore[arg-type]
 
 
-def _parsed(candidate: Candidate, data: bytes) -> Parsed:
-    try:
-        return candidate.parse(data)
-    except UnreadableFile:
-        raise
-    except Exception as error:
-        # A reader that stumbles costs this file only, and says so.
-        log.exception("reading %s failed", candidate.source)
-        raise UnreadableFile(candidate.source, f"its reader failed ({type(error).__name__}: {error})") from error
-
-
 def recipe(settings: RetrievalSettings) -> str:
     """Names how text and passages are made: when it changes, an unchanged file is ingested anew."""
     return (
@@ -186,16 +176,18 @@ def file_candidate(path: Path, max_bytes: int) -> Candidate:
         with open(path, "rb") as file:
             return checked_size(source, file.read(max_bytes + 1), max_bytes)
 
-    return Candidate(source, read, lambda data: read_file(source, data))
+    return Candidate(source, read, lambda reader, data: reader.read_file(source, data))
 
 
 def bytes_candidate(name: str, data: bytes, max_bytes: int) -> Candidate:
-    return Candidate(name, lambda: checked_size(name, data, max_bytes), lambda data: read_file(name, data))
+    return Candidate(
+        name, lambda: checked_size(name, data, max_bytes), lambda reader, data: reader.read_file(name, data)
+    )
 
 
 def text_candidate(name: str, title: str, text: str, media_type: str) -> Candidate:
     content = "\0".join((title, media_type, text)).encode("utf-8", "replace")
-    return Candidate(name, lambda: content, lambda _: read_source(name, text, media_type, title))
+    return Candidate(name, lambda: content, lambda reader, _: reader.read_source(name, text, media_type, title))
 
 
 def checked_size(name: str, data: bytes, max_bytes: int) -> bytes:

@@ -23,6 +23,7 @@ from retrieval.files import DirectoryLock
 from retrieval.locks import ReadWriteLock
 from retrieval.quoting import Quoter
 from retrieval.records import Document, DocumentText, IngestReport, Passage, Quote, SearchResult, Support
+from retrieval.sandbox import Reader, Sandbox
 from retrieval.search import (
     StageTimer,
     choose,
@@ -44,7 +45,13 @@ class Library:
     """Documents in, passages out.  Every method is synchronous and may be called from any thread."""
 
     def __init__(
-        self, data_dir: Path, lock: DirectoryLock, store: Store, embedder: SharedEmbedder, settings: RetrievalSettings
+        self,
+        data_dir: Path,
+        lock: DirectoryLock,
+        store: Store,
+        embedder: SharedEmbedder,
+        settings: RetrievalSettings,
+        reader: Reader | None,
     ):
         """Use `Library.open`."""
         self._data_dir = data_dir
@@ -52,6 +59,8 @@ class Library:
         self._store = store
         self._embedder = embedder
         self._settings = settings
+        self._sandbox = Sandbox(settings.read_seconds, settings.read_memory_mb)
+        self._reader = reader or self._sandbox
         self._quoter = Quoter(embedder, self._passage_vectors, settings.sentence_cache, settings.support_floor)
         self._contents = ReadWriteLock()
         self._ingesting = threading.Lock()
@@ -63,12 +72,17 @@ class Library:
 
     @classmethod
     def open(
-        cls, data_dir: Path, *, embedder: Embedder | None = None, settings: RetrievalSettings | None = None
+        cls,
+        data_dir: Path,
+        *,
+        embedder: Embedder | None = None,
+        settings: RetrievalSettings | None = None,
+        reader: Reader | None = None,
     ) -> Library:
         """Open (or create) the library under `data_dir` and hold it exclusively.
 
-        The model is found here but loaded by `warm` or by the first search.  Raises StoreInUse, StoreError,
-        EmbedderMissing.
+        Files are read in a process of their own, where no other `reader` is given.  The model is found here but
+        loaded by `warm` or by the first search.  Raises StoreInUse, StoreError, EmbedderMissing.
         """
         settings = settings or RetrievalSettings()
         data_dir = Path(data_dir)
@@ -77,7 +91,7 @@ class Library:
         try:
             store = Store(data_dir)
             try:
-                library = cls(data_dir, lock, store, shared, settings)
+                library = cls(data_dir, lock, store, shared, settings, reader)
                 library._open_index()
             except BaseException:
                 store.close()
@@ -104,6 +118,7 @@ class Library:
                 self._save_index()
             self._store.close()
             self._lock.release()
+        self._sandbox.close()
         self._quoter.forget()
 
     def warm(self) -> None:
@@ -248,6 +263,7 @@ class Library:
             run = ingest.Ingestion(
                 collection=collection,
                 embedder=self._embedder,
+                reader=self._reader,
                 settings=self._settings,
                 stored=self._store.version,
                 commit=self._commit,

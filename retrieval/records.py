@@ -84,7 +84,8 @@ class SearchResult(Struct, frozen=True):
 
 
 class IngestReport(Struct):
-    """What became of each source.  `skipped` counts files inside folders whose format isn't read."""
+    """What became of each source.  `failed` and `unread` are (source, reason): what was not read at all, and what was
+    but for a part (a picture in an archive).  `skipped` counts files inside folders whose format isn't read."""
 
     added: list[str]
     updated: list[str]
@@ -92,6 +93,7 @@ class IngestReport(Struct):
     failed: list[tuple[str, str]]
     passages: int
     skipped: int = 0
+    unread: list[tuple[str, str]] = []
 
 
 class ProgressEvent(Struct, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from retrieval import Library, RetrievalSettings
+from retrieval.formats import reading
 from tests.retrieval.hashing import HashingEmbedder
 
 SETTINGS = RetrievalSettings(relevance_floor=0.2)
@@ -35,6 +36,7 @@ def open_library(tmp_path: Path, embedder: HashingEmbedder) -> Iterator[Callable
     opened: list[Library] = []
 
     def open_one(data_dir: Path = tmp_path / "data", **options: object) -> Library:
+        options.setdefault("reader", reading)
         options.setdefault("embedder", embedder)
         options.setdefault("settings", SETTINGS)
         opened.append(Library.open(data_dir, **options))

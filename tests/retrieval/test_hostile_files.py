@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from retrieval.markdown import read_markdown
-from retrieval.parsing import read_file
+from retrieval import UnreadableFile
+from retrieval.formats.markdown import read_markdown
+from retrieval.formats.reading import read_file
 from retrieval.sentences import sentences
 from retrieval.splitting import split
 
@@ -49,6 +50,33 @@ def test_repeated_marks_are_read_in_a_moment(unit: str, name: str):
     start = "<div>\nA block of HTML\n" if name == "block.md" else "A text\n\n"
     parsed = read_file(name, (start + unit * (SIZE // len(unit))).encode())
     sentences(parsed.text)
+    split(parsed, len, 800, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("a.csv", ""),
+        ("a.csv", '"'),
+        ("a.json", "["),
+        ("a.json", '{"a":"'),
+        ("a.jsonl", "1\n"),
+        ("a.xml", "<a>"),
+        ("a.rss", "<rss><item><description>"),
+        ("a.eml", "From: a\nTo: b\nSubject: c\n"),
+        ("a.eml", "From: a\nSubject: "),
+        ("a.eml", "From: a\nContent-Type: text/html\n\n"),
+        ("a", ""),
+    ],
+)
+@pytest.mark.parametrize(
+    "unit", ["<a>", "a,", "[", '"', "a: b\n", "\n ", "<?xml ", "=?utf-8?q?a?= ", "&amp;", "<!--", "(", "a@", "<,"]
+)
+def test_other_texts_are_read_or_refused_in_a_moment(name: str, before: str, unit: str):
+    try:
+        parsed = read_file(name, (before + unit * (SIZE // len(unit))).encode())
+    except UnreadableFile:
+        return
     split(parsed, len, 800, 1000)
 
 

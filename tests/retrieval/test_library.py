@@ -23,6 +23,7 @@ from retrieval.embedding import SharedEmbedder
 from retrieval.store import NewDocument, NewPassage
 from tests.retrieval.conftest import SETTINGS, open_files
 from tests.retrieval.hashing import HashingEmbedder
+from tests.retrieval.making import zipped
 
 
 def test_a_folder_goes_in_and_is_found_again(library: Library, folder: Path):
@@ -137,11 +138,20 @@ def test_one_bad_file_never_stops_the_rest(library: Library, folder: Path, tmp_p
         library.ingest_bytes("x.txt", b"  ")
 
 
+def test_what_is_not_read_of_an_archive_is_told(library: Library, tmp_path: Path):
+    (tmp_path / "all.zip").write_bytes(zipped({"a.md": "# A\n\nHello there.", "b.png": b"\x89PNG..."}))
+    report = library.ingest_paths([tmp_path / "all.zip"])
+    assert [Path(source).name for source in report.added] == ["all.zip"]
+    assert [(Path(source).name, reason[:19]) for source, reason in report.unread] == [
+        ("all.zip", "b.png: it is a PNG ")
+    ]
+
+
 def test_a_reader_that_fails_costs_one_file(library: Library, folder: Path, monkeypatch: pytest.MonkeyPatch):
     def stumble(text, *rest):
         raise RecursionError("too deep")
 
-    monkeypatch.setattr("retrieval.parsing.read_html", stumble)
+    monkeypatch.setattr("retrieval.formats.reading.read_html", stumble)
     report = library.ingest_paths([folder])
     assert len(report.added) == 3
     assert "too deep" in report.failed[0][1]

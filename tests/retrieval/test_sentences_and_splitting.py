@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.parsed import Parsed, Section
+from retrieval.formats.parsed import Parsed, Section
+from retrieval.formats.underlined import read_text
 from retrieval.sentences import MAX_SENTENCE, sentences
 from retrieval.splitting import split
-from retrieval.underlined import read_text
 
 PROSE = st.text(
     st.sampled_from(list("ab Ab.  !?\n\n-*1)'\"“”,;:…。é日😀\t#")) | st.characters(exclude_categories=["Cs"]),

@@ -8,7 +8,7 @@ import threading
 import pypdfium2
 
 from retrieval.errors import UnreadableFile
-from retrieval.parsed import Parsed, Section, clean_text
+from retrieval.formats.parsed import Parsed, Section, clean_text
 
 # PDFium is not thread-safe, not even for two documents.
 _pdfium = threading.Lock()
@@ -35,7 +35,9 @@ def read_pdf(name: str, data: bytes, title: str = "") -> Parsed:
             document.close()
     if not any(page.strip() for page in pages):
         raise UnreadableFile(
-            name, "the PDF holds no text (scanned images?): make it searchable with a text recogniser (OCR) first"
+            name,
+            "the PDF holds no text (scanned images?): make it searchable with a text recogniser (OCR) first",
+            "no_text",
         )
     starts, offset = [], 0
     for page in pages:

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, html_inline
 from markdown_it.token import Token
 
-from retrieval.parsed import Parsed, TextBuilder, clean_text
+from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.{0,16384}?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _COMMENT = re.compile(r"<!--(?:-?>|.*?-->)", re.DOTALL)

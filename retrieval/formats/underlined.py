@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from retrieval.parsed import Parsed, TextBuilder, clean_text
+from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
 
 _UNDERLINE = re.compile(r"([=\-*~^\"'+#`:.])\1{2,}\s*$")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from lxml import etree
 from lxml import html as lxml_html
 
-from retrieval.markdown import read_markdown, strip_tags
-from retrieval.parsed import Parsed, clean_text
-from retrieval.underlined import read_text
+from retrieval.formats.markdown import read_markdown, strip_tags
+from retrieval.formats.parsed import Parsed, clean_text
+from retrieval.formats.underlined import read_text
 
 _BLOCKS = ("p", "div", "li", "tr", "br", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "td", "th", "pre")
 _HIDDEN = ("script", "style", "noscript", "template", "svg", "head")
