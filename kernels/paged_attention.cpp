@@ -3,14 +3,17 @@
 // A work item is a tile of query tokens of one sequence and one KV head.  All query heads of that KV head and all
 // tokens of the tile become rows, so each key and value is loaded and widened once for all of them.  Keys are taken
 // 64 at a time with an online softmax (Milakov and Gimelshein 2018; FlashAttention).  The stored layout (cache.py)
-// makes the scores of 16 keys one vector multiply-add per dimension, without a horizontal sum.
+// makes the scores of 16 keys one vector multiply-add per dimension, without a horizontal sum; where the processor
+// multiplies bf16 in pairs, one for two dimensions (pairs.h).
 //
 // Plain C ABI, no PyTorch headers: pointers and sizes come through ctypes.  Vectors are GCC's generic ones, so
 // -march=native gives AVX-512 or AVX2 code from the same source.
 
+#include "pairs.h"
 #include "vector.h"
 
 #include <limits>
+#include <type_traits>
 
 using namespace refdesk;
 
@@ -19,6 +22,7 @@ namespace {
 constexpr int BS = 16;          // tokens per block
 constexpr int SPAN = 64;        // keys per softmax round
 constexpr int MAX_ROWS = 32;    // query rows per work item
+constexpr int FEW_ROWS = 8;     // up to here keys and values are used so seldom that they are not prepared
 constexpr int AHEAD = 4;        // blocks between the one worked on and the one asked for
 
 // scores[r][0:16] of one key block for R rows: sum over d of q[r][d] * key[d][0:16].  Few rows keep several sums
@@ -107,23 +111,25 @@ struct Item {
     float scale;
 
     void run() const {
+#ifdef __AVX512BF16__
+        if constexpr (std::is_same_v<T, bf16>)
+            if (tokens * (heads / kv_heads) > FEW_ROWS) return run_in_pairs();
+#endif
         alignas(64) float q[MAX_ROWS * D], acc[MAX_ROWS * D], key[D * BS], value[SPAN * D], p[MAX_ROWS * SPAN];
         float top[MAX_ROWS], total[MAX_ROWS];
         const int group = heads / kv_heads, rows = tokens * group;
         for (int r = 0; r < rows; r++) {
             const T* src = row(query, r, group);
             for (int d = 0; d < D; d += 16) {
-                store16(q + r * D + d, load16(src + d) * scale);
+                store16(q + r * D + d, load16(src + d));
                 store16(acc + r * D + d, vec{});
             }
             top[r] = -std::numeric_limits<float>::infinity();
             total[r] = 0;
         }
         const int context = first_position + tokens;
-        const bool few = rows <= 8;  // a decode: keys and values are used once, so they are widened on the way
-        int begin = window ? (first_position - window + 1 > 0 ? first_position - window + 1 : 0) : 0;
-        begin = begin / SPAN * SPAN;
-        for (int from = begin; from < context; from += SPAN) {
+        const bool few = rows <= FEW_ROWS;  // a decode: keys and values are used once, so they are widened on the way
+        for (int from = begin(); from < context; from += SPAN) {
             const int keys_here = context - from < SPAN ? context - from : SPAN;
             const int blocks_here = (keys_here + BS - 1) / BS;
             for (int b = 0; b < blocks_here; b++) {
@@ -139,7 +145,7 @@ struct Item {
                 const int valid = keys_here - b * BS < BS ? keys_here - b * BS : BS;
                 for (int i = 0; i < valid * D; i += 16) store16(value + b * BS * D + i, load16(vsrc + i));
             }
-            softmax(rows, group, from, keys_here, blocks_here, p, acc, top, total);
+            softmax(rows, group, from, keys_here, blocks_here, p, acc, top, total, p);
             if (!few) {
                 weigh_rows<D>(p, value, (const float*)nullptr, keys_here, acc, rows);
                 continue;
@@ -150,6 +156,53 @@ struct Item {
                 weigh_rows<D>(p + b * BS, block(values, at), later(values, at, context), valid, acc, rows);
             }
         }
+        finish(rows, group, acc, total);
+    }
+
+#ifdef __AVX512BF16__
+    void run_in_pairs() const {
+        alignas(64) float acc[MAX_ROWS * D], p[MAX_ROWS * SPAN];
+        alignas(64) bf16 q[MAX_ROWS * D], weights[MAX_ROWS * SPAN];
+        __m512i key[SPAN / BS * (D / 2)], value[SPAN / 2 * (D / 16)];
+        float top[MAX_ROWS], total[MAX_ROWS];
+        const int group = heads / kv_heads, rows = tokens * group, context = first_position + tokens;
+        for (int r = 0; r < rows; r++) {
+            std::memcpy(q + r * D, row(query, r, group), D * sizeof(bf16));
+            for (int d = 0; d < D; d += 16) store16(acc + r * D + d, vec{});
+            top[r] = -std::numeric_limits<float>::infinity();
+            total[r] = 0;
+        }
+        const uint32_t *query_pairs = (const uint32_t*)q, *weight_pairs = (const uint32_t*)weights;
+        for (int from = begin(); from < context; from += SPAN) {
+            const int keys_here = context - from < SPAN ? context - from : SPAN;
+            const int blocks_here = (keys_here + BS - 1) / BS, pairs_here = (keys_here + 1) / 2;
+            for (int b = 0; b < blocks_here; b++) {
+                const int valid = keys_here - b * BS < BS ? keys_here - b * BS : BS;
+                pairs::pair_keys<D>(block(keys, from / BS + b), key + b * (D / 2));
+                pairs::pair_values<D>(block(values, from / BS + b), valid, value + b * (BS / 2) * (D / 16));
+            }
+            int r = 0;
+            for (; r + 6 <= rows; r += 6)
+                pairs::score_rows<6, D>(query_pairs + r * (D / 2), key, blocks_here, p + r * SPAN, SPAN);
+            for (; r < rows; r++)
+                pairs::score_rows<1, D>(query_pairs + r * (D / 2), key, blocks_here, p + r * SPAN, SPAN);
+            softmax(rows, group, from, keys_here, blocks_here, p, acc, top, total, weights);
+            for (r = 0; r + 6 <= rows; r += 6)
+                pairs::weigh_rows<6, D>(weight_pairs + r * (SPAN / 2), SPAN / 2, value, pairs_here, acc + r * D);
+            for (; r < rows; r++)
+                pairs::weigh_rows<1, D>(weight_pairs + r * (SPAN / 2), SPAN / 2, value, pairs_here, acc + r * D);
+        }
+        finish(rows, group, acc, total);
+    }
+#endif
+
+    // The first key that a window leaves to the first token, rounded down to a span
+    int begin() const {
+        const int first = window ? first_position - window + 1 : 0;
+        return first > 0 ? first / SPAN * SPAN : 0;
+    }
+
+    void finish(int rows, int group, const float* acc, const float* total) const {
         for (int r = 0; r < rows; r++) {
             const float inverse = 1.0f / total[r];
             T* dst = const_cast<T*>(row(out, r, group));
@@ -171,35 +224,39 @@ struct Item {
         return base + ((int64_t)(first_token + r / group) * heads + kv_head * group + r % group) * D;
     }
 
-    void softmax(int rows, int group, int from, int keys_here, int blocks_here, float* p, float* acc, float* top,
-                 float* total) const {
+    // scores [rows, SPAN] of one span as weights, and what was summed before faded by what its peak has risen
+    template <typename W>
+    void softmax(int rows, int group, int from, int keys_here, int blocks_here, const float* scores, float* acc,
+                 float* top, float* total, W* weights) const {
+        constexpr int PARTS = SPAN / BS;
         const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         const vec dead = splat(-std::numeric_limits<float>::infinity());
         for (int r = 0; r < rows; r++) {
             const int position = first_position + r / group;
-            float* s = p + r * SPAN;
             const bool masked = from + keys_here - 1 > position || keys_here < blocks_here * BS || window;
-            vec best = dead;
-            for (int b = 0; b < blocks_here; b++) {
-                vec x = load16(s + b * BS);
+            vec x[PARTS], best = dead;
+#pragma GCC unroll 4
+            for (int b = 0; b < PARTS; b++) {
+                x[b] = b < blocks_here ? load16(scores + r * SPAN + b * BS) * scale : dead;
                 if (masked) {
-                    ivec at = lane + (from + b * BS);
-                    x = at > position ? dead : x;
-                    if (window) x = at <= position - window ? dead : x;
-                    store16(s + b * BS, x);
+                    const ivec at = lane + (from + b * BS);
+                    x[b] = at > position ? dead : x[b];
+                    if (window) x[b] = at <= position - window ? dead : x[b];
                 }
-                best = x > best ? x : best;
+                best = max(x[b], best);
             }
-            const float peak = hmax(best) > top[r] ? hmax(best) : top[r];
+            const float highest = hmax(best), peak = highest > top[r] ? highest : top[r];
             if (peak == -std::numeric_limits<float>::infinity()) {   // nothing visible in this span
-                for (int b = 0; b < blocks_here; b++) store16(s + b * BS, vec{});
+                for (int b = 0; b < blocks_here; b++) store16(weights + r * SPAN + b * BS, vec{});
                 continue;
             }
             const float fade = std::exp(top[r] - peak);
             vec sum = {};
-            for (int b = 0; b < blocks_here; b++) {
-                vec e = vexp(load16(s + b * BS) - peak);
-                store16(s + b * BS, e);
+#pragma GCC unroll 4
+            for (int b = 0; b < PARTS; b++) {
+                if (b >= blocks_here) break;
+                const vec e = vexp(x[b] - peak);
+                store16(weights + r * SPAN + b * BS, e);
                 sum += e;
             }
             total[r] = total[r] * fade + hsum(sum);

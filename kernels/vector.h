@@ -31,6 +31,10 @@ inline vec load16(const bf16* p) {
 }
 inline void store16(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 inline void store16(bf16* p, vec v) {  // round to nearest even, as torch does
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+    return;
+#endif
     uvec w = (uvec)v;
     w = (w + 0x7FFFu + ((w >> 16) & 1u)) >> 16;
 #ifdef __AVX512F__
@@ -44,6 +48,21 @@ inline vec splat(float x) { return x - vec{}; }
 
 // exp for x <= 0: 2^n * p(r), r in [-ln2/2, ln2/2], degree 6; relative error under 2e-7; exp(-inf) = 0
 inline vec vexp(vec x) {
+#ifdef __AVX512F__  // the processor rounds to an integer and scales by 2^n, down to zero, in an instruction each
+    const __m512 v = (__m512)x;
+    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), v);
+    rest = _mm512_fmadd_ps(whole, _mm512_set1_ps(2.12194440e-4f), rest);
+    __m512 sum = _mm512_set1_ps(1.3888889e-3f);
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(8.3333333e-3f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(4.1666667e-2f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.6666667e-1f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.5f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
+    // -inf leaves a NaN in `rest`: its place is empty
+    return (vec)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(v, _mm512_set1_ps(-1e30f), _CMP_GT_OQ), sum, whole);
+#endif
     const vec low = splat(-87.0f);
     ivec dead = x < low;
     x = dead ? low : x;
