@@ -20,8 +20,8 @@ using namespace refdesk;
 namespace {
 
 constexpr int BS = 16;          // tokens per block
-constexpr int SPAN = 64;        // keys per softmax round
-constexpr int MAX_ROWS = 32;    // query rows per work item
+constexpr int SPAN = 128;       // keys per softmax round
+constexpr int MAX_ROWS = 48;    // query rows per work item
 constexpr int FEW_ROWS = 8;     // up to here keys and values are used so seldom that they are not prepared
 constexpr int AHEAD = 4;        // blocks between the one worked on and the one asked for
 
@@ -250,7 +250,7 @@ struct Item {
                 for (int b = 0; b < blocks_here; b++) store16(weights + r * SPAN + b * BS, vec{});
                 continue;
             }
-            const float fade = std::exp(top[r] - peak);
+            const float fade = top[r] == peak ? 1.0f : std::exp(top[r] - peak);
             vec sum = {};
 #pragma GCC unroll 4
             for (int b = 0; b < PARTS; b++) {

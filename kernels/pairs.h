@@ -90,8 +90,9 @@ inline void weigh(const uint32_t* weights, int stride, const __m512i* values, in
 
 template <int R, int D>
 inline void score_rows(const uint32_t* query, const __m512i* keys, int blocks, float* scores, int stride) {
-    if (blocks == 4) return score<R, 4, D>(query, keys, scores, stride);
-    for (int b = 0; b < blocks; b++) score<R, 1, D>(query, keys + b * (D / 2), scores + b * 16, stride);
+    int b = 0;
+    for (; b + 4 <= blocks; b += 4) score<R, 4, D>(query, keys + b * (D / 2), scores + b * 16, stride);
+    for (; b < blocks; b++) score<R, 1, D>(query, keys + b * (D / 2), scores + b * 16, stride);
 }
 
 template <int R, int D>
