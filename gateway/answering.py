@@ -23,7 +23,7 @@ from gateway.grounding import Citation, MarkerFilter, Unsupported, ground
 from gateway.repetition import RepetitionGuard
 from gateway.wire import Answer, PassageView, QuoteView, Timings, UsageView
 from inference import Backend, ChatPrompt, Finished, GenerationRequest, Sampling, TextDelta, Usage
-from retrieval import Passage, Quote, sentences
+from retrieval import ANYBODY, Filters, Passage, Principal, Quote, View, sentences
 
 REFUSAL = "Nothing in the documents answers this."
 REFUSAL_EMPTY = "There are no documents to answer from yet. Add some, then ask again."
@@ -39,7 +39,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     history: tuple[Turn, ...] = ()
     instructions: str = ""
-    scope: str = "public"
+    principal: Principal = ANYBODY
+    filters: Filters = Filters()
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,15 +123,17 @@ def sampling_for(
 
 async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     """Answer a question from the library.  Raises RetrievalError, BackendError, ApiError (not ready)."""
-    library, backend, settings = desk.library, desk.backend, desk.config.answers
+    view, backend, settings = desk.library.seen_by(ask.principal), desk.backend, desk.config.answers
     shape = SHAPES[settings.prompt]
     clock = Clock()
-    found = await desk.read(library.search, _search_text(ask), collection=ask.collection, top_k=ask.top_k)
+    found = await desk.read(
+        view.search, _search_text(ask), collection=ask.collection, filters=ask.filters, top_k=ask.top_k
+    )
     passages: Sequence[Passage] = found.passages
     refused = not (found.relevant and passages)
     hints: Sequence[Quote] = []
     if not refused:
-        hints = await desk.read(library.quotes, ask.question, passages, count=max(settings.quotes, shape.hints))
+        hints = await desk.read(view.quotes, ask.question, passages, count=max(settings.quotes, shape.hints))
         prompt, read = await _fit(backend, ask, shape, passages[: settings.reads], hints[: shape.hints])
         given, passages = _given_first(passages, read, hints[: shape.hints])
     retrieval_ms = _ms(time.perf_counter() - clock.arrived)
@@ -150,7 +153,8 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         yield Done(ask.request_id, "refused")
         return
 
-    desk.warming.note(read, ask.scope, backend.capabilities)
+    scope = await desk.read(desk.scopes.of, view)
+    desk.warming.note(read, scope, backend.capabilities)
     said: list[str] = []
     echo, markers, guard = EchoFilter(), MarkerFilter(len(given)), RepetitionGuard()
     opening = Opening(prompt.reply_prefix)
@@ -158,7 +162,7 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     try:
         async with aclosing(
             backend.generate(
-                GenerationRequest(request_id=ask.request_id, prompt=prompt, sampling=ask.sampling, scope=ask.scope)
+                GenerationRequest(request_id=ask.request_id, prompt=prompt, sampling=ask.sampling, scope=scope)
             )
         ) as stream:
             async for event in stream:
@@ -184,7 +188,7 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     if rest:
         said.append(rest)
         yield Delta(rest)
-    yield await _grounds(desk, "".join(said), prompt, given)
+    yield await _grounds(desk, view, "".join(said), prompt, given)
     usage = finished.usage
     desk.metrics.count_usage(usage)
     desk.metrics.answers.labels("answered").inc()
@@ -306,9 +310,9 @@ async def _fit(
         passages = passages[:-1]
 
 
-async def _grounds(desk: Desk, text: str, prompt: ChatPrompt, passages: Sequence[Passage]) -> Grounds:
+async def _grounds(desk: Desk, view: View, text: str, prompt: ChatPrompt, passages: Sequence[Passage]) -> Grounds:
     citations, unsupported = await desk.read(
-        ground, text, prompt.reply_prefix, passages, sentences=sentences, support=desk.library.support
+        ground, text, prompt.reply_prefix, passages, sentences=sentences, support=view.support
     )
     return Grounds(citations, unsupported)
 

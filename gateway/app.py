@@ -16,12 +16,13 @@ from litestar.openapi.spec import Tag
 from litestar.types import Message
 
 from gateway import errors
+from gateway.auth import principals
 from gateway.config import Config
 from gateway.desk import Desk
 from gateway.identity import request_id
 from gateway.routes import answers, documents, health, openai, page, search
 from inference import Backend
-from retrieval import Library
+from retrieval import Library, Principal
 
 logger = logging.getLogger("gateway.access")
 
@@ -47,6 +48,11 @@ def create_app(
     def provide_desk() -> Desk:
         return desk
 
+    told = principals(config.access)
+
+    def provide_principal(request: Request) -> Principal:
+        return told(request)
+
     async def give_way(request: Request) -> None:  # in the event loop, as all of warming
         desk.give_way()
 
@@ -62,7 +68,10 @@ def create_app(
             health.metrics,
             *page.HANDLERS,
         ],
-        dependencies={"desk": Provide(provide_desk, sync_to_thread=False)},
+        dependencies={
+            "desk": Provide(provide_desk, sync_to_thread=False),
+            "principal": Provide(provide_principal, sync_to_thread=False),
+        },
         exception_handlers={Exception: errors.handle, 500: errors.handle},
         lifespan=[lifespan],
         request_max_body_size=config.server.max_body_kb * 1024,

@@ -212,11 +212,11 @@ def _fill_with_sample(config: Config) -> int:
     from retrieval import SAMPLE_COLLECTION, sample_documents
 
     with open_library(config) as library:
-        if not library.documents(limit=1)[1]:
+        if not library.whole.documents(limit=1)[1]:
             click.echo("refdesk: putting the Python manual's topics into the library")
             with Progress() as progress:
                 library.ingest_documents(sample_documents(), collection=SAMPLE_COLLECTION, progress=progress)
-        return library.documents(limit=1)[1]
+        return library.whole.documents(limit=1)[1]
 
 
 @refdesk.command()
@@ -228,9 +228,26 @@ def _fill_with_sample(config: Config) -> int:
     show_default=True,
     help="Collection to put them in.",
 )
+@click.option(
+    "--reader",
+    "readers",
+    multiple=True,
+    type=Text(),
+    default=("public",),
+    show_default=True,
+    help="Who may read them: public, tenant:NAME, group:NAME or user:NAME; may be given several times.",
+)
+@click.option("--tag", "tags", multiple=True, type=Text(), help="A tag for filters; may be given several times.")
 @_data_option
 @_config_option
-def ingest(paths: tuple[Path, ...], collection: str, data: str | None, config_path: Path | None) -> int:
+def ingest(
+    paths: tuple[Path, ...],
+    collection: str,
+    readers: tuple[str, ...],
+    tags: tuple[str, ...],
+    data: str | None,
+    config_path: Path | None,
+) -> int:
     """Put files and folders into the library.
 
     Reads Markdown, text, HTML, PDF, Office files (DOCX, PPTX, XLSX, XLS, ODS), CSV, EPUB, mails
@@ -241,12 +258,18 @@ def ingest(paths: tuple[Path, ...], collection: str, data: str | None, config_pa
     config = _load(config_path, data)
     from gateway.desk import open_library
     from gateway.reporting import Progress, summary
+    from retrieval.access import checked
 
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise click.ClickException(f"{missing[0]} does not exist")
+    try:
+        for reader in readers:
+            checked(reader)
+    except ValueError as error:
+        raise click.UsageError(f"--reader: {error}") from error
     with open_library(config) as library, Progress() as progress:
-        report = library.ingest_paths(paths, collection=collection, progress=progress)
+        report = library.ingest_paths(paths, collection=collection, readers=readers, tags=tags, progress=progress)
     for name, reason in report.failed:
         click.echo(f"refdesk: not read: {name}: {reason}", err=True)
     for name, reason in report.unread:
@@ -342,7 +365,7 @@ def remove_documents(
 
     with open_library(config) as library:
         for document_id in document_ids:
-            library.remove(document_id)
+            library.whole.remove(document_id)
             click.echo(f"removed {document_id}")
 
 
@@ -363,7 +386,7 @@ def _all_documents(collection: str | None, url: str | None, data: str | None, co
     from gateway.desk import open_library
 
     with open_library(config) as library:
-        while page := library.documents(collection=collection, offset=offset, limit=limit)[0]:
+        while page := library.whole.documents(collection=collection, offset=offset, limit=limit)[0]:
             yield from map(msgspec.to_builtins, page)
             offset += len(page)
 

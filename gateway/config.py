@@ -19,7 +19,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -61,6 +61,18 @@ class ServerConfig(Section):
     drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
 
 
+class AccessConfig(Section):
+    """Who asks.  `mode` "open": nobody signs in, all read what is public and may change it.  "headers": a proxy in
+    front of refdesk, and nothing but it, may reach it, and says in these headers who was signed in; groups are parted
+    by commas, and members of `stewards` may change all that they may read."""
+
+    mode: Literal["open", "headers"] = "open"
+    user_header: str = "X-Forwarded-User"
+    groups_header: str = "X-Forwarded-Groups"
+    tenant_header: str = "X-Forwarded-Tenant"
+    stewards: list[str] = []
+
+
 class AnswersConfig(Section):
     """How an answer is made.  `top_k` passages are the sources; the model reads the best `reads` of them, in a prompt
     of the shape `prompt` (see `gateway.composing`).  The defaults are measured for the default model, which is so
@@ -83,6 +95,7 @@ class Config(Section):
 
     data: str = ""
     server: ServerConfig = ServerConfig()
+    access: AccessConfig = AccessConfig()
     backend: BackendConfig = EngineConfig()
     retrieval: RetrievalSettings = RetrievalSettings()
     answers: AnswersConfig = AnswersConfig()

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from gateway.auth import Scopes
 from gateway.config import Config, ConfigError
 from gateway.errors import NotReady, ShuttingDown
 from gateway.metering import Metrics
 from gateway.warming import Warming
 from inference import Backend, EngineConfig, open_backend
-from retrieval import Library
+from retrieval import ANYBODY, Library
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class Desk:
         self.config = config
         self.drain = Drain()
         self.metrics = Metrics()
+        self.scopes = Scopes()
         self.warming = Warming(config, self.metrics)
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -160,7 +162,8 @@ class Desk:
         if self._owns_backend and self._backend is None and self.failure is None:
             await self._open("_backend", self._open_backend)
         if not self.lacking():
-            await self.warming.run(self.backend, partial(self.read, self.library.passage))
+            # As anybody sees it: what is no longer public must not be warmed for all.
+            await self.warming.run(self.backend, partial(self.read, self.library.seen_by(ANYBODY).passage))
 
     async def _open(self, name: str, opener: Callable[[], Any]) -> None:
         try:

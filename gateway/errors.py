@@ -28,7 +28,7 @@ from inference import (
     Unavailable,
     UnknownModel,
 )
-from retrieval import RetrievalError, StoreError, UnknownCollection, UnknownDocument, UnreadableFile
+from retrieval import NotAllowed, RetrievalError, StoreError, UnknownCollection, UnknownDocument, UnreadableFile
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +134,8 @@ def _facts(error: BaseException) -> tuple[int, str, str, str | None, float | Non
             return _backend_status(error), error.code, str(error), None, error.retry_after_seconds
         case UnknownCollection() | UnknownDocument():
             return 404, error.code, str(error), None, None
+        case NotAllowed():
+            return 403, error.code, str(error), None, None
         case UnreadableFile():
             return 422, error.code, str(error), None, None
         case StoreError():

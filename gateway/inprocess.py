@@ -14,7 +14,7 @@ from gateway.config import Config
 from gateway.desk import Desk, in_daemon_thread, open_model
 from gateway.identity import request_id
 from gateway.wire import AnswerRequest, decode
-from retrieval import Library
+from retrieval import OPERATOR, Library
 
 
 def answer_here(config: Config, request: dict[str, Any], deliver: Callable[[str, dict[str, Any]], None]) -> None:
@@ -38,7 +38,7 @@ async def _answer(
     backend = await in_daemon_thread(lambda: open_model(config))
     desk = Desk(config, library=library, backend=backend)
     try:
-        async with aclosing(answer(desk, asked(data, desk, request_id({})))) as events:
+        async with aclosing(answer(desk, asked(data, desk, request_id({}), OPERATOR))) as events:
             async for event in events:
                 deliver(names[type(event)], msgspec.to_builtins(event))
     finally:

@@ -21,19 +21,22 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from gateway.errors import ApiError
 from gateway.naming import DEFAULT_COLLECTION, collection_name, is_text
 
-FIELDS = ("file", "collection")
+FIELDS = ("file", "collection", "readers", "tags")
 MAX_PARTS = 100
+MAX_LISTED = 100
 MAX_NAME_CHARACTERS = 255
 WANTED = "send a multipart/form-data body with the document in the field `file`"
 ENCODED_NAME = re.compile(r";\s*filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^\s;]*)", re.IGNORECASE)
 
 
 class Upload(msgspec.Struct, frozen=True):
-    """What was sent; `name` is only a name, without the folders before it."""
+    """What was sent; `name` is only a name, without the folders before it; `readers` None where nothing was said."""
 
     name: str
     content: bytes
     collection: str
+    readers: list[str] | None
+    tags: list[str]
 
 
 @dataclass
@@ -47,6 +50,8 @@ class UploadOperation(Operation):
             properties={
                 "file": Schema(type=OpenAPIType.STRING, content_media_type="application/octet-stream"),
                 "collection": Schema(type=OpenAPIType.STRING, default=DEFAULT_COLLECTION),
+                "readers": Schema(type=OpenAPIType.STRING, description="who may read it, parted by commas"),
+                "tags": Schema(type=OpenAPIType.STRING, description="parted by commas"),
             },
         )
         self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(form)}, required=True)
@@ -59,8 +64,10 @@ async def read_upload(request: Request[Any, Any, Any]) -> Upload:
         if "file" not in parts:
             raise ApiError(400, "missing_field", f"file is missing: {WANTED}", param="file")
         collection = await _collection(*parts["collection"]) if "collection" in parts else DEFAULT_COLLECTION
+        readers = await _listed("readers", *parts["readers"]) if "readers" in parts else None
+        tags = await _listed("tags", *parts["tags"]) if "tags" in parts else []
         segment, content = parts["file"]
-        return Upload(_file_name(segment), await _content(content), collection)
+        return Upload(_file_name(segment), await _content(content), collection, readers, tags)
 
 
 async def _read_parts(
@@ -104,13 +111,26 @@ def _file_name(segment: MultipartSegment) -> str:
     return name
 
 
+async def _text(field: str, segment: MultipartSegment, content: UploadFile) -> str:
+    try:
+        return (await _content(content)).decode(segment.charset or "utf-8")
+    except LookupError:
+        raise _invalid(field, f"{segment.charset!r} is no charset; send UTF-8") from None
+    except UnicodeError:
+        raise _invalid(field, f"it is not valid {segment.charset or 'UTF-8'}") from None
+
+
+async def _listed(field: str, segment: MultipartSegment, content: UploadFile) -> list[str]:
+    """What commas part."""
+    names = [name for each in (await _text(field, segment, content)).split(",") if (name := each.strip())]
+    if len(names) > MAX_LISTED or not all(len(name) <= MAX_NAME_CHARACTERS and is_text(name) for name in names):
+        raise _invalid(field, f"send at most {MAX_LISTED} names, of {MAX_NAME_CHARACTERS} characters at most")
+    return names
+
+
 async def _collection(segment: MultipartSegment, content: UploadFile) -> str:
     try:
-        return collection_name((await _content(content)).decode(segment.charset or "utf-8"))
-    except LookupError:
-        raise _invalid("collection", f"{segment.charset!r} is no charset; send UTF-8") from None
-    except UnicodeError:
-        raise _invalid("collection", f"it is not valid {segment.charset or 'UTF-8'}") from None
+        return collection_name(await _text("collection", segment, content))
     except ValueError as error:
         raise _invalid("collection", str(error)) from None
 

@@ -13,7 +13,7 @@ from gateway.composing import Turn
 from gateway.errors import ApiError
 from gateway.grounding import Citation, Unsupported
 from gateway.naming import MAX_CHARACTERS
-from retrieval import Passage, Quote
+from retrieval import Filters, Passage, Quote
 
 T = TypeVar("T")
 
@@ -26,6 +26,7 @@ class AnswerRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     question: Text
     collection: CollectionName | None = None
+    filters: Filters = Filters()
     top_k: Annotated[int, Meta(ge=1, le=20)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=8192)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -39,6 +40,7 @@ class SearchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     query: Text
     collection: CollectionName | None = None
+    filters: Filters = Filters()
     top_k: Annotated[int, Meta(ge=1, le=100)] = 10
 
 

@@ -60,11 +60,11 @@ def quotes_f1(library: Library, questions: Sequence[Question], count: int = 2, t
     """Search, quote, score: over the answerable ones among `questions`."""
     scores, first, among, words = [], 0, 0, 0
     for question in (each for each in questions if each.answerable):
-        found = library.search(question.text, top_k=top_k)
+        found = library.whole.search(question.text, top_k=top_k)
         sources = [passage.source for passage in found.passages]
         first += question.gold_source in sources[:1]
         among += question.gold_source in sources
-        reply = " ".join(quote.text for quote in library.quotes(question.text, found.passages, count))
+        reply = " ".join(quote.text for quote in library.whole.quotes(question.text, found.passages, count))
         words += len(reply.split())
         scores.append(token_f1(reply, question.answers))
     n = max(1, len(scores))

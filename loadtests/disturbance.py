@@ -295,7 +295,7 @@ def clapnq_cases(encoder: PromptEncoder, count: int, half: str) -> list[Case]:
         library.ingest_documents(clapnq_documents(CLAPNQ))
         questions = [q for q in clapnq_questions(CLAPNQ) if q.answerable and q.answers][half == "odd" :: 2]
         for question in questions[:count]:
-            found = library.search(question.text, top_k=PER_REQUEST).passages
+            found = library.whole.search(question.text, top_k=PER_REQUEST).passages
             documents = tuple(Segment(passage.text + "\n\n", kind="document") for passage in found)
             cases.append(case_of(encoder, system, documents, question.text, question.answers[0]))
     return [case for case in cases if len(case.parts.documents) == PER_REQUEST]

@@ -50,7 +50,7 @@ OFF_TOPIC = (
 
 def relevances(library: Library, questions: Iterable[str], collection: str) -> np.ndarray:
     """The best cosine for each question: float [questions]."""
-    return np.array([library.search(question, collection=collection).relevance for question in questions])
+    return np.array([library.whole.search(question, collection=collection).relevance for question in questions])
 
 
 def curve(name: str, kept: np.ndarray, refused: np.ndarray, floors: Sequence[float]) -> str:

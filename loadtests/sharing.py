@@ -106,7 +106,7 @@ def found() -> tuple[list[list[int]], dict[int, int]]:
     with tempfile.TemporaryDirectory() as folder, retrieval.Library.open(Path(folder)) as library:
         library.ingest_documents(clapnq_documents())
         for question in clapnq_questions():
-            passages = library.search(question.text, top_k=PER_REQUEST).passages
+            passages = library.whole.search(question.text, top_k=PER_REQUEST).passages
             ranked.append([numbers.setdefault(passage.passage_id, len(numbers)) for passage in passages])
             for number, passage in zip(ranked[-1], passages, strict=True):
                 lengths[number] = len(tokenizer.encode(passage.text, add_special_tokens=False))

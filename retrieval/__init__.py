@@ -1,8 +1,10 @@
 """Documents in, passages out: parsing, splitting, embedding, storage, search, and the sentences that answer."""
 
+from retrieval.access import ANYBODY, EVERYBODY, OPERATOR, Principal
 from retrieval.embedding import Embedder, SentenceTransformerEmbedder
 from retrieval.errors import (
     EmbedderMissing,
+    NotAllowed,
     RetrievalError,
     StoreError,
     StoreInUse,
@@ -24,18 +26,26 @@ from retrieval.records import (
     Support,
 )
 from retrieval.samples import SAMPLE_COLLECTION, sample_documents
+from retrieval.search import Filters
 from retrieval.sentences import sentences
 from retrieval.settings import RetrievalSettings
+from retrieval.view import View
 
 __all__ = [
+    "ANYBODY",
+    "EVERYBODY",
+    "OPERATOR",
     "SAMPLE_COLLECTION",
     "Document",
     "DocumentText",
     "Embedder",
     "EmbedderMissing",
+    "Filters",
     "IngestReport",
     "Library",
+    "NotAllowed",
     "Passage",
+    "Principal",
     "ProgressEvent",
     "Quote",
     "RetrievalError",
@@ -49,6 +59,7 @@ __all__ = [
     "UnknownDocument",
     "UnknownPassage",
     "UnreadableFile",
+    "View",
     "sample_documents",
     "sentences",
     "write_atomically",

@@ -4,6 +4,7 @@
     ├── UnknownCollection     no document was ever put under that name, or it is no name
     ├── UnknownDocument       never added, or removed since
     │   └── UnknownPassage    its document was removed or replaced since
+    ├── NotAllowed            it may be read by whoever asks, but not changed
     ├── UnreadableFile        this one file can't become a document; the rest can
     ├── StoreInUse            another process holds the data directory
     ├── StoreError            the store is damaged, closed, full, or newer than this program
@@ -50,6 +51,13 @@ class UnknownPassage(UnknownDocument):
         )
         self.document_id = ""
         self.passage_id = passage_id
+
+
+class NotAllowed(RetrievalError):
+    code = "not_allowed"
+
+    def __init__(self, document_id: str):
+        super().__init__(f"the document {document_id!r} belongs to somebody else: ask its owner or an administrator")
 
 
 class UnreadableFile(RetrievalError):

@@ -6,11 +6,14 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 
+from retrieval.access import EVERYBODY
+from retrieval.change import NewDocument
 from retrieval.embedding import SharedEmbedder
 from retrieval.errors import UnreadableFile
 from retrieval.formats.media_types import PARSER_VERSION, is_readable_name
@@ -20,7 +23,7 @@ from retrieval.sandbox import Reader
 from retrieval.search import embedding_text
 from retrieval.settings import RetrievalSettings
 from retrieval.splitting import SPLITTER_VERSION, split
-from retrieval.store import NewDocument, StoredVersion
+from retrieval.store import StoredVersion
 
 _GROUP_PASSAGES = 32  # passages embedded and committed together: few syncs, and little to do again after a crash
 
@@ -30,12 +33,23 @@ _NOT_PRINTABLE = re.compile("[\ud800-\udfff\ufffd]")
 Progress = Callable[[ProgressEvent], None]
 
 
+class Into(Struct, frozen=True):
+    """Where documents go, who may read them, whose they are."""
+
+    collection: str
+    readers: tuple[str, ...] = (EVERYBODY,)
+    owner: str = ""
+    tags: tuple[str, ...] = ()
+
+
 class Candidate(Struct):
-    """One source to ingest: `read` gives its bytes to hash and parse, `parse` has them turned into text."""
+    """One source to ingest: `read` gives its bytes to hash and parse, `parse` has them turned into text, `modified`
+    tells its own date (ISO 8601, None where unknown)."""
 
     source: str
     read: Callable[[], bytes]
     parse: Callable[[Reader, bytes], Parsed]
+    modified: Callable[[], str | None] = lambda: None
 
 
 class Prepared(Struct):
@@ -49,15 +63,16 @@ class Ingestion:
     def __init__(
         self,
         *,
-        collection: str,
+        into: Into,
         embedder: SharedEmbedder,
         reader: Reader,
         settings: RetrievalSettings,
-        stored: Callable[[str, str], StoredVersion | None],
+        stored: Callable[[str, str, str], StoredVersion | None],
         commit: Callable[[list[tuple[NewDocument, np.ndarray]]], None],
         progress: Progress | None,
     ):
-        self._collection = collection
+        self._into = into
+        self._readers = "\n".join(sorted(set(into.readers)))
         self._embedder = embedder
         self._reader = reader
         self._settings = settings
@@ -79,7 +94,7 @@ class Ingestion:
             try:
                 prepared = self._prepare(candidate)
             except UnreadableFile as error:
-                self.fail(candidate.source, error.reason)
+                self.fail(candidate.source, error)
                 continue
             if prepared is None:
                 self._report.unchanged.append(candidate.source)
@@ -92,8 +107,9 @@ class Ingestion:
         self._flush()
         return self._report
 
-    def fail(self, source: str, reason: str) -> None:
-        self._report.failed.append((source, reason))
+    def fail(self, source: str, error: UnreadableFile) -> None:
+        self._report.failed.append((source, error.reason))
+        self._report.codes[source] = error.code
         self._settle(source, "failed")
 
     def skip(self, count: int) -> None:
@@ -106,8 +122,9 @@ class Ingestion:
         except OSError as error:
             raise UnreadableFile(candidate.source, f"can't be read: {error.strerror or error}") from error
         content_hash = hashlib.sha256(data).hexdigest()
-        stored = self._stored(self._collection, candidate.source)
-        if stored is not None and (stored.content_hash, stored.recipe) == (content_hash, self._recipe):
+        stored = self._stored(self._into.collection, candidate.source, self._into.owner)
+        now = (content_hash, self._recipe, self._readers)
+        if stored is not None and (stored.content_hash, stored.recipe, stored.readers) == now:
             return None
         parsed = candidate.parse(self._reader, data)
         settings = self._settings
@@ -116,7 +133,7 @@ class Ingestion:
             raise UnreadableFile(candidate.source, "no text", "no_text")
         self._report.unread += [(candidate.source, reason) for reason in parsed.unread]
         document = NewDocument(
-            collection=self._collection,
+            collection=self._into.collection,
             source=candidate.source,
             title=parsed.title,
             media_type=parsed.media_type,
@@ -125,6 +142,10 @@ class Ingestion:
             pages=len(parsed.page_starts) if parsed.page_starts else None,
             text=parsed.text,
             passages=passages,
+            readers=self._into.readers,
+            owner=self._into.owner,
+            modified_at=candidate.modified(),
+            tags=self._into.tags,
         )
         return Prepared(document, stored is not None)
 
@@ -176,7 +197,13 @@ def file_candidate(path: Path, max_bytes: int) -> Candidate:
         with open(path, "rb") as file:
             return checked_size(source, file.read(max_bytes + 1), max_bytes)
 
-    return Candidate(source, read, lambda reader, data: reader.read_file(source, data))
+    def modified() -> str | None:
+        try:
+            return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        except (OSError, ValueError, OverflowError):
+            return None
+
+    return Candidate(source, read, lambda reader, data: reader.read_file(source, data), modified)
 
 
 def bytes_candidate(name: str, data: bytes, max_bytes: int) -> Candidate:

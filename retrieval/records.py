@@ -8,7 +8,9 @@ from msgspec import Struct
 
 
 class Document(Struct, frozen=True):
-    """One document as it is listed.  `source` is a path or an upload's name; `added_at` is ISO 8601 in UTC."""
+    """One document as it is listed.  `source` is a path or an upload's name; `added_at` is ISO 8601 in UTC.
+    `modified_at` is the document's own date, None where unknown; `owner` ("" is the operator) and `readers` as
+    `retrieval.access` names them."""
 
     document_id: str
     title: str
@@ -20,6 +22,10 @@ class Document(Struct, frozen=True):
     passages: int
     pages: int | None
     added_at: str
+    owner: str = ""
+    modified_at: str | None = None
+    readers: list[str] = []
+    tags: list[str] = []
 
 
 class DocumentText(Struct, frozen=True):
@@ -85,7 +91,8 @@ class SearchResult(Struct, frozen=True):
 
 class IngestReport(Struct):
     """What became of each source.  `failed` and `unread` are (source, reason): what was not read at all, and what was
-    but for a part (a picture in an archive).  `skipped` counts files inside folders whose format isn't read."""
+    but for a part (a picture in an archive); `codes` has the error's code for each that failed.  `skipped` counts files
+    inside folders whose format isn't read."""
 
     added: list[str]
     updated: list[str]
@@ -94,6 +101,7 @@ class IngestReport(Struct):
     passages: int
     skipped: int = 0
     unread: list[tuple[str, str]] = []
+    codes: dict[str, str] = {}
 
 
 class ProgressEvent(Struct, frozen=True):

@@ -8,14 +8,42 @@ from collections.abc import Mapping
 
 from retrieval.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
+# Documents with the same readers share a row of `access`.  A source is one document for each owner: who may not change
+# somebody's file doesn't replace it by sending another of that name.
 # Passage ids are never used again (AUTOINCREMENT): a citation never comes to mean other text.
 # Full text is external content: it reads title, heading and text from `passages`, and the triggers keep it in
-# the same transaction.  Embeddings lie apart so that reading passages doesn't page through them.
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE documents (
+# the same transaction.  Embeddings and the words' codes (`lexical`) lie apart so that reading passages doesn't page
+# through them.
+_ACCESS = """
+CREATE TABLE access (
+    id INTEGER PRIMARY KEY,
+    readers TEXT NOT NULL UNIQUE
+);
+CREATE TABLE access_readers (
+    reader TEXT NOT NULL,
+    access INTEGER NOT NULL REFERENCES access (id),
+    PRIMARY KEY (reader, access)
+) WITHOUT ROWID;
+CREATE TABLE tags (
+    tag TEXT NOT NULL,
+    document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+    PRIMARY KEY (tag, document)
+) WITHOUT ROWID;
+CREATE INDEX tags_of_document ON tags (document);
+CREATE TABLE words (
+    passage INTEGER PRIMARY KEY REFERENCES passages (id),
+    recipe INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    codes BLOB NOT NULL
+);
+CREATE TRIGGER words_deleted AFTER DELETE ON passages BEGIN
+    DELETE FROM words WHERE passage = old.id;
+END;
+"""
+_DOCUMENTS = """
+CREATE TABLE {name} (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     document_id TEXT NOT NULL UNIQUE,
     collection TEXT NOT NULL,
@@ -29,8 +57,14 @@ CREATE TABLE documents (
     pages INTEGER,
     added_at TEXT NOT NULL,
     text TEXT NOT NULL,
-    UNIQUE (collection, source)
+    owner TEXT NOT NULL DEFAULT '',
+    access INTEGER NOT NULL REFERENCES access (id),
+    modified_at TEXT,
+    UNIQUE (collection, source, owner)
 );
+"""
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE passages (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     document INTEGER NOT NULL REFERENCES documents (id),
@@ -63,7 +97,8 @@ END;
 
 
 def prepare(connection: sqlite3.Connection, where: str) -> None:
-    """Create the tables in an empty database; refuse one from a newer program (StoreError, newer_store)."""
+    """Create the tables in an empty database, bring those of an older program up to date; refuse one from a newer one
+    (StoreError, newer_store)."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StoreError(
@@ -73,13 +108,43 @@ def prepare(connection: sqlite3.Connection, where: str) -> None:
         )
     if version == SCHEMA_VERSION:
         return
+    if version == 1:
+        _from_1(connection)
+        return
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise StoreError(f"{where} is an SQLite database, but not one of refdesk: choose another data directory")
     connection.executescript(
-        f"BEGIN IMMEDIATE; {_TABLES} "
+        f"BEGIN IMMEDIATE; {_DOCUMENTS.format(name='documents')} {_TABLES} {_ACCESS} "
         f"INSERT INTO meta VALUES ('store', '{secrets.token_hex(16)}'), ('state', '{secrets.token_hex(16)}');"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
+
+
+def _from_1(connection: sqlite3.Connection) -> None:
+    """Documents get readers, an owner, a date and tags; all that were there stay everybody's.  The table is made anew,
+    since its key changes (https://sqlite.org/lang_altertable.html, section 7)."""
+    columns = (
+        "id, document_id, collection, source, title, media_type, content_hash, recipe, characters, passages, pages, "
+        "added_at, text"
+    )
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {_ACCESS} INSERT INTO access VALUES (1, 'public');"
+            "INSERT INTO access_readers VALUES ('public', 1);"
+            f"{_DOCUMENTS.format(name='documents_new')}"
+            f"INSERT INTO documents_new ({columns}, access) SELECT {columns}, 1 FROM documents;"
+            "UPDATE sqlite_sequence SET seq = (SELECT seq FROM sqlite_sequence WHERE name = 'documents')"
+            " WHERE name = 'documents_new';"
+            "DROP TABLE documents; ALTER TABLE documents_new RENAME TO documents;"
+            f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    finally:
+        connection.execute("PRAGMA foreign_keys = ON")
 
 
 def read_meta(connection: sqlite3.Connection, where: str) -> dict[str, str]:

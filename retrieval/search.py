@@ -5,23 +5,49 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
+from retrieval.lexical import words_of
 from retrieval.records import Passage
 from retrieval.store import PassageRow
 
 MAX_QUERY_CHARACTERS = 2000  # the embedder reads less than that anyway
 _MAX_TERMS = 48
 _WORD = re.compile(r"[^\W_]+")
+_QUOTED = re.compile(r'(?<!\w)["“„«]([^"“”„«»]{1,500})["”“»](?!\w)')
+_PREFIX = re.compile(r"(?<!\S)([^\W_]{2,})\*(?!\S)")
 # Words that nearly every passage has: they cost time in full text and say nothing.
 _COMMON_WORDS = (
     "a an and are as at be by can do does did for from had has have how i if in is it its me my of on or our so that "
     "the their them there they this to was we were what when where which who whom whose why will with would you "
     "your"
 )
-_COMMON = frozenset(_COMMON_WORDS.split())
+_COMMON = frozenset(words_of(_COMMON_WORDS))
+
+
+class Filters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What passages must be to be found.  Any of the values of a field will do, and every field that has values must
+    be met.  `sources` are what a source begins with.  `since` and `until` are days (2026-11-02) of the document's own
+    date, both included; a document without a date meets neither."""
+
+    collections: tuple[str, ...] = ()
+    media_types: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    since: date | None = None
+    until: date | None = None
+
+    @property
+    def since_day(self) -> int | None:
+        return None if self.since is None else (self.since - date(1970, 1, 1)).days
+
+    @property
+    def until_day(self) -> int | None:
+        return None if self.until is None else (self.until - date(1970, 1, 1)).days
 
 
 def clean_query(query: str) -> str:
@@ -30,14 +56,18 @@ def clean_query(query: str) -> str:
     return " ".join(unicodedata.normalize("NFC", query[: 4 * MAX_QUERY_CHARACTERS]).split())[:MAX_QUERY_CHARACTERS]
 
 
-def match_expression(query: str) -> str:
-    """An FTS5 expression that finds any of the query's words; "" when it has none.
+def telling_words(words: Sequence[str]) -> list[str]:
+    """The query's words, once each, without those that nearly every passage has, unless it has no others."""
+    words = list(dict.fromkeys(words))
+    return ([word for word in words if word not in _COMMON] or words)[:_MAX_TERMS]
 
-    Every word is quoted, so no operator, quote or bracket of the user's is ever read as syntax.
-    """
-    words = list(dict.fromkeys(_WORD.findall(query.lower())))
-    telling = [word for word in words if word not in _COMMON] or words
-    return " OR ".join(f'"{word}"' for word in telling[:_MAX_TERMS])
+
+def phrases_of(query: str) -> list[str]:
+    """FTS5 expressions for what stands in quotation marks (words in this order), and for words with a star at the end
+    (words that begin so): passages must have them.  Every word is quoted, so no operator of the user's is read as
+    syntax."""
+    found = [f'"{" ".join(words)}"' for quoted in _QUOTED.findall(query) if (words := _WORD.findall(quoted))]
+    return found + [f'"{word}"*' for word in _PREFIX.findall(_QUOTED.sub(" ", query))]
 
 
 def fuse(rankings: Sequence[tuple[float, Sequence[int]]], constant: int) -> list[tuple[int, float]]:
@@ -53,13 +83,16 @@ def fuse(rankings: Sequence[tuple[float, Sequence[int]]], constant: int) -> list
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
-def choose(fused: Sequence[tuple[int, float]], rows: Mapping[int, PassageRow], top_k: int) -> list[Passage]:
-    """The best `top_k` that are (still) stored, each text once."""
+def choose(
+    fused: Sequence[tuple[int, float]], rows: Mapping[int, PassageRow], top_k: int, per_document: int
+) -> list[Passage]:
+    """The best `top_k` that are (still) stored, each text once, and no more than `per_document` of one document while
+    others have something to say."""
     chosen: list[Passage] = []
+    crowd: list[Passage] = []
     seen: set[str] = set()
+    of_document: dict[str, int] = {}
     for number, score in fused:
-        if len(chosen) >= top_k:
-            break
         row = rows.get(number)
         if row is None:
             continue
@@ -67,8 +100,12 @@ def choose(fused: Sequence[tuple[int, float]], rows: Mapping[int, PassageRow], t
         if content in seen:
             continue
         seen.add(content)
-        chosen.append(replace(row.passage, score=round(score, 6)))
-    return chosen
+        passage = replace(row.passage, score=round(score, 6))
+        of_document[passage.document_id] = of_document.get(passage.document_id, 0) + 1
+        (chosen if of_document[passage.document_id] <= per_document else crowd).append(passage)
+    if len(chosen) < top_k:
+        chosen = sorted(chosen + crowd[: top_k - len(chosen)], key=lambda passage: -passage.score)
+    return chosen[:top_k]
 
 
 def count_facets(rows: Mapping[int, PassageRow]) -> dict[str, dict[str, int]]:

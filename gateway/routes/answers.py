@@ -27,6 +27,7 @@ from gateway.errors import Problem, problem_of
 from gateway.identity import request_id
 from gateway.streams import EventStream, server_sent_event, whole
 from gateway.wire import Answer, AnswerRequest, JsonBody, plain_text
+from retrieval import Principal
 
 EVENT_NAMES: dict[type, str] = {Sources: "sources", Delta: "delta", Grounds: "citations", Spent: "usage", Done: "done"}
 
@@ -46,8 +47,10 @@ EVENT_NAMES: dict[type, str] = {Sources: "sources", Delta: "delta", Grounds: "ci
         503: ResponseSpec(Problem, description="Loading, overloaded or shutting down", generate_examples=False),
     },
 )
-async def ask(request: Request, data: JSONBody[AnswerRequest], desk: NamedDependency[Desk]) -> Response[Answer]:
-    question = asked(data, desk, request_id(request.scope))
+async def ask(
+    request: Request, data: JSONBody[AnswerRequest], desk: NamedDependency[Desk], principal: NamedDependency[Principal]
+) -> Response[Answer]:
+    question = asked(data, desk, request_id(request.scope), principal)
     events = answer(desk, question)
     abort = desk.backend.abort
     if not data.stream:
@@ -72,14 +75,16 @@ def encode_error(error: Exception, own_id: str) -> bytes:
     return server_sent_event("error", msgspec.json.encode(problem))
 
 
-def asked(data: AnswerRequest, desk: Desk, own_id: str) -> Ask:
+def asked(data: AnswerRequest, desk: Desk, own_id: str, principal: Principal) -> Ask:
     """The question with the server's settings filled in.  Raises ApiError."""
     settings, most = desk.config.answers, desk.config.server.max_question_characters
     question = plain_text(data.question, "question", max_characters=most)
     return Ask(
         request_id=own_id,
         question=question,
+        principal=principal,
         collection=data.collection,
+        filters=data.filters,
         top_k=settings.top_k if data.top_k is None else data.top_k,
         sampling=sampling_for(settings, max_tokens=data.max_tokens, temperature=data.temperature, seed=data.seed),
         history=tuple(

@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Request, Response, delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from gateway.config import Config
 from gateway.desk import Desk
 from gateway.errors import ApiError, Problem
 from gateway.uploads import UploadOperation, read_upload
-from retrieval import Document
+from gateway.wire import JsonBody
+from retrieval import Document, Principal
+from retrieval.access import qualified
 
 BAD_REQUEST = {400: ResponseSpec(Problem, description="The request is not valid", generate_examples=False)}
 NOT_FOUND = {404: ResponseSpec(Problem, description="No such document", generate_examples=False)}
+NOT_YOURS = {403: ResponseSpec(Problem, description="It belongs to somebody else", generate_examples=False)}
 MULTIPART_OVERHEAD = 64 * 1024
 
 
@@ -56,27 +59,42 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
             422: ResponseSpec(Problem, description="Not a document that can be read", generate_examples=False),
         },
     )
-    async def upload(request: Request, desk: NamedDependency[Desk]) -> Response[Document]:
+    async def upload(
+        request: Request, desk: NamedDependency[Desk], principal: NamedDependency[Principal]
+    ) -> Response[Document]:
         library = desk.library
+        if not (principal.name or principal.steward):
+            raise ApiError(403, "not_allowed", "sign in to add documents")
         sent = await read_upload(request)
         if len(sent.content) > most:
             raise ApiError(413, "too_large", f"{sent.name} is larger than {config.server.max_upload_mb} MB")
-        document = await desk.write(library.ingest_bytes, sent.name, sent.content, collection=sent.collection)
+        document = await desk.write(
+            library.ingest_bytes,
+            sent.name,
+            sent.content,
+            collection=sent.collection,
+            readers=readers_of(principal, sent.readers),
+            owner=principal.name,
+            tags=sent.tags,
+        )
         return Response(
             document, status_code=201, headers={"Location": f"/v1/documents/{document.document_id}"}
         )  # fmt: skip
 
-    return [upload, listing, document, remove]
+    return [upload, listing, document, share, remove]
 
 
 @get("/v1/documents", tags=["documents"], summary="List documents", responses=BAD_REQUEST)
 async def listing(
     desk: NamedDependency[Desk],
+    principal: NamedDependency[Principal],
     collection: FromQuery[str | None] = None,
     offset: Annotated[int, QueryParameter(ge=0, le=10**9)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> DocumentPage:
-    documents, total = await desk.read(desk.library.documents, collection=collection, offset=offset, limit=limit)
+    documents, total = await desk.read(
+        desk.library.seen_by(principal).documents, collection=collection, offset=offset, limit=limit
+    )
     return DocumentPage(documents=documents, total=total, offset=offset, limit=limit)
 
 
@@ -86,9 +104,45 @@ async def listing(
     summary="One document with its text",
     responses=NOT_FOUND,
 )
-async def document(desk: NamedDependency[Desk], document_id: FromPath[str]) -> DocumentView:
-    found: Any = await desk.read(desk.library.document, document_id)
+async def document(
+    desk: NamedDependency[Desk], principal: NamedDependency[Principal], document_id: FromPath[str]
+) -> DocumentView:
+    found: Any = await desk.read(desk.library.seen_by(principal).document, document_id)
     return DocumentView(document=found.document, text=found.text)
+
+
+class Readers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Who may read: public, tenant:NAME, group:NAME or user:NAME; nobody else may."""
+
+    readers: list[str]
+
+
+@put(
+    "/v1/documents/{document_id:str}/readers",
+    dto=JsonBody[Readers],
+    return_dto=None,
+    status_code=200,
+    tags=["documents"],
+    summary="Say who may read a document",
+    responses=NOT_FOUND | NOT_YOURS | BAD_REQUEST,
+)
+async def share(
+    desk: NamedDependency[Desk],
+    principal: NamedDependency[Principal],
+    document_id: FromPath[str],
+    data: JSONBody[Readers],
+) -> Document:
+    return await desk.write(desk.library.seen_by(principal).share, document_id, readers_of(principal, data.readers))
+
+
+def readers_of(principal: Principal, given: list[str] | None) -> tuple[str, ...]:
+    """As they are stored.  Raises ApiError for what is no reader, or one of another tenant."""
+    if given is None:
+        return principal.usual_readers
+    try:
+        return tuple(qualified(reader, principal.tenant) for reader in given)
+    except ValueError as error:
+        raise ApiError(400, "invalid_value", f"readers: {error}", param="readers") from error
 
 
 @delete(
@@ -96,7 +150,9 @@ async def document(desk: NamedDependency[Desk], document_id: FromPath[str]) -> D
     status_code=204,
     tags=["documents"],
     summary="Remove a document",
-    responses=NOT_FOUND,
+    responses=NOT_FOUND | NOT_YOURS,
 )
-async def remove(desk: NamedDependency[Desk], document_id: FromPath[str]) -> None:
-    await desk.write(desk.library.remove, document_id)
+async def remove(
+    desk: NamedDependency[Desk], principal: NamedDependency[Principal], document_id: FromPath[str]
+) -> None:
+    await desk.write(desk.library.seen_by(principal).remove, document_id)

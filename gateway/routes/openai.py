@@ -55,6 +55,7 @@ from inference import (
     Unavailable,
     Usage,
 )
+from retrieval import Principal
 
 REFDESK = "refdesk"
 COMPLETION_TOKENS = 16  # OpenAI's own default
@@ -91,7 +92,10 @@ async def model(desk: NamedDependency[Desk], model: FromPath[str]) -> Model:
     responses=ERRORS,
 )
 async def complete(
-    request: Request, data: JSONBody[CompletionRequest], desk: NamedDependency[Desk]
+    request: Request,
+    data: JSONBody[CompletionRequest],
+    desk: NamedDependency[Desk],
+    principal: NamedDependency[Principal],
 ) -> Response[Completion]:
     refuse_unsupported(data)
     _check_model(desk, data.model)
@@ -101,7 +105,7 @@ async def complete(
     if len(prompts) != 1:
         raise ApiError(400, "unsupported_field", "prompt: send one text per request", param="prompt")
     own_id = request_id(request.scope)
-    events = _generate(desk, own_id, TextPrompt(prompts[0]), data, COMPLETION_TOKENS)
+    events = _generate(desk, own_id, TextPrompt(prompts[0]), data, COMPLETION_TOKENS, desk.scopes.own(principal))
     return await _reply(request, desk, data, TextShape(f"cmpl-{own_id}", data.model), events)
 
 
@@ -115,7 +119,10 @@ async def complete(
     responses=ERRORS,
 )
 async def chat(
-    request: Request, data: JSONBody[ChatCompletionRequest], desk: NamedDependency[Desk]
+    request: Request,
+    data: JSONBody[ChatCompletionRequest],
+    desk: NamedDependency[Desk],
+    principal: NamedDependency[Principal],
 ) -> Response[Completion]:
     refuse_unsupported(data)
     _check_model(desk, data.model)
@@ -124,10 +131,10 @@ async def chat(
     data.max_tokens = data.max_completion_tokens or data.max_tokens
     own_id = request_id(request.scope)
     if data.model == REFDESK:
-        events = _from_documents(desk, _ask(desk, own_id, data))
+        events = _from_documents(desk, _ask(desk, own_id, data, principal))
     else:
         how = {"document_order": data.document_order, "document_reuse": data.document_reuse}
-        events = _generate(desk, own_id, _conversation(data), data, CHAT_TOKENS, **how)
+        events = _generate(desk, own_id, _conversation(data), data, CHAT_TOKENS, desk.scopes.own(principal), **how)
     return await _reply(request, desk, data, ChatShape(f"chatcmpl-{own_id}", data.model), events)
 
 
@@ -151,6 +158,7 @@ async def _generate(
     prompt: Prompt,
     data: CompletionFields,
     max_tokens: int,
+    scope: str,
     document_order: DocumentOrder | None = None,
     document_reuse: DocumentReuse | None = None,
 ) -> AsyncGenerator[Event, None]:
@@ -162,6 +170,7 @@ async def _generate(
             request_id=own_id if index == 0 else f"{own_id}.{index}",
             prompt=prompt,
             sampling=sampling if index == 0 or sampling.seed is None else _seeded(sampling, index),
+            scope=scope,
             priority=data.priority,
             document_order=document_order,
             document_reuse=document_reuse,
@@ -223,7 +232,7 @@ def _document(document: ChatDocument) -> Segment:
     return Segment(text, kind="document", document_id=digest)
 
 
-def _ask(desk: Desk, own_id: str, data: ChatCompletionRequest) -> Ask:
+def _ask(desk: Desk, own_id: str, data: ChatCompletionRequest, principal: Principal) -> Ask:
     for field in ("documents", "document_order", "document_reuse"):
         if getattr(data, field) is not None:
             raise ApiError(400, "unsupported_field", f"{field}: {REFDESK} answers from its own documents", param=field)
@@ -241,6 +250,7 @@ def _ask(desk: Desk, own_id: str, data: ChatCompletionRequest) -> Ask:
     *before, last = data.messages
     return Ask(
         request_id=own_id,
+        principal=principal,
         question=plain_text(last.text, f"messages[{len(before)}].content", max_characters=most),
         top_k=settings.top_k,
         sampling=sampling_of(data, max_tokens=settings.max_tokens, temperature=settings.temperature),

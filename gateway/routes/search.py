@@ -11,6 +11,7 @@ from gateway.desk import Desk
 from gateway.errors import Problem
 from gateway.identity import request_id
 from gateway.wire import JsonBody, PassageView, SearchRequest, SearchResponse, plain_text
+from retrieval import Principal
 
 
 @post(
@@ -25,9 +26,12 @@ from gateway.wire import JsonBody, PassageView, SearchRequest, SearchResponse, p
         404: ResponseSpec(Problem, description="Unknown collection", generate_examples=False),
     },
 )
-async def search(request: Request, data: JSONBody[SearchRequest], desk: NamedDependency[Desk]) -> SearchResponse:
+async def search(
+    request: Request, data: JSONBody[SearchRequest], desk: NamedDependency[Desk], principal: NamedDependency[Principal]
+) -> SearchResponse:
     query = plain_text(data.query, "query", max_characters=desk.config.server.max_question_characters)
-    found = await desk.read(desk.library.search, query, collection=data.collection, top_k=data.top_k)
+    view = desk.library.seen_by(principal)
+    found = await desk.read(view.search, query, collection=data.collection, filters=data.filters, top_k=data.top_k)
     return SearchResponse(
         request_id=request_id(request.scope),
         passages=PassageView.of(found.passages),

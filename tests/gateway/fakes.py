@@ -19,6 +19,7 @@ from inference import (
     TextDelta,
     Usage,
 )
+from retrieval import Filters, Principal
 from retrieval.errors import UnknownCollection, UnknownDocument, UnknownPassage, UnreadableFile
 from retrieval.records import Document, DocumentText, IngestReport, Passage, Quote, SearchResult, Support
 
@@ -37,6 +38,7 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.texts: dict[str, DocumentText] = {}
         self.searches: list[str] = []
+        self.askers: list[Principal] = []
         self.trouble: str | None = None
         self.closed = False
         self._lock = threading.Lock()
@@ -49,6 +51,16 @@ class FakeLibrary:
 
     def warm(self) -> None:
         pass
+
+    def seen_by(self, principal: Principal) -> FakeLibrary:
+        self.askers.append(principal)
+        return self
+
+    @property
+    def whole(self) -> FakeLibrary:
+        return self
+
+    reads = ""
 
     def add(self, title: str, text: str, *, collection: str = "default", source: str | None = None) -> Document:
         name = source or f"{title}.txt"
@@ -92,7 +104,9 @@ class FakeLibrary:
             for start, end in self._split(stored.text)
         ]
 
-    def search(self, query: str, *, collection: str | None = None, top_k: int = 4) -> SearchResult:
+    def search(
+        self, query: str, *, collection: str | None = None, filters: Filters = Filters(), top_k: int = 4
+    ) -> SearchResult:
         self.searches.append(query)
         self._known(collection)
         asked = words(query)
@@ -153,14 +167,14 @@ class FakeLibrary:
         self.document(document_id)
         del self.texts[document_id]
 
-    def ingest_bytes(self, name: str, data: bytes, *, collection: str = "default") -> Document:
+    def ingest_bytes(self, name: str, data: bytes, *, collection: str = "default", **how: object) -> Document:
         try:
             text = data.decode()
         except UnicodeDecodeError:
             raise UnreadableFile(name, "it is not text") from None
         return self.add(name.rsplit(".", 1)[0], text, collection=collection, source=name)
 
-    def ingest_paths(self, paths, *, collection: str = "default", progress=None) -> IngestReport:
+    def ingest_paths(self, paths, *, collection: str = "default", progress=None, **how: object) -> IngestReport:
         report = IngestReport([], [], [], [], 0)
         for path in paths:
             try:

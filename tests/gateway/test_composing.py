@@ -15,7 +15,7 @@ CONTINUES = Capabilities(model="m", continues_reply=True)
 def passages():
     library = FakeLibrary()
     library.add("Pumps", "The pump must be primed.\n\nThe valve opens at two bars.")
-    return library.search("pump", top_k=2).passages
+    return library.whole.search("pump", top_k=2).passages
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -47,7 +47,7 @@ def test_the_file_in_the_data_directory_is_found(tmp_path):
     ("toml", "environ", "names"),
     [
         ("[server]\nprot = 1", {}, ["server.prot", "host, port"]),
-        ("prot = 1", {}, ["prot", "data, server, backend"]),
+        ("prot = 1", {}, ["prot", "data, server, access, backend"]),
         ("[server]\nport = 'x'", {}, ["server.port", "int"]),
         ("[server]\nport = 99999", {}, ["server.port", "65535"]),
         ("[backend]\nkind = 'x'", {}, ["backend.kind", "'x'", "engine, scripted, openai"]),

@@ -88,14 +88,14 @@ def test_a_client_that_goes_during_the_search(live, library, backend):
     import threading
 
     entered, leave = threading.Event(), threading.Event()
-    search = library.search
+    search = library.whole.search
 
     def slow(*arguments, **named):
         entered.set()
         leave.wait(10)
         return search(*arguments, **named)
 
-    library.search = slow
+    library.whole.search = slow
     sock = post(live, "answers", stream=True)
     assert entered.wait(10)
     vanish(sock, reset=True)

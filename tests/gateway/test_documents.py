@@ -143,7 +143,7 @@ def test_a_form_may_hold_more_than_is_read(client):
 def test_the_form_is_in_the_schema(client):
     route = client.get("/schema/openapi.json").json()["paths"]["/v1/documents"]["post"]
     schema = route["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert (schema["required"], set(schema["properties"])) == (["file"], {"file", "collection"})
+    assert (schema["required"], set(schema["properties"])) == (["file"], {"file", "collection", "readers", "tags"})
 
 
 def test_a_broken_store_says_nothing_of_its_inside(client, library, monkeypatch):

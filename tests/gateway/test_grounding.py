@@ -72,10 +72,10 @@ def test_a_long_run_of_digits_is_read_once():
 def test_sentences_are_tied_to_their_passage():
     library = FakeLibrary()
     library.add("Pumps", "The pump must be primed before starting.\n\nThe valve opens at two bars.")
-    passages = library.search("pump valve", top_k=4).passages
+    passages = library.whole.search("pump valve", top_k=4).passages
     answer = "According to the document, the pump must be primed before starting. Ice cream tastes wonderful. …"
     citations, unsupported = ground(
-        answer, "According to the document, ", passages, sentences=sentence_spans, support=library.support
+        answer, "According to the document, ", passages, sentences=sentence_spans, support=library.whole.support
     )
     assert [answer[c.answer_start : c.answer_end] for c in citations] == [answer[:67]]
     source = passages[citations[0].marker - 1]

@@ -64,7 +64,7 @@ def warmed(backend: FakeBackend) -> list[str]:
 
 def fetching(library):
     async def fetch(passage_id: str) -> Passage:
-        return library.passage(passage_id)
+        return library.whole.passage(passage_id)
 
     return fetch
 
@@ -121,8 +121,8 @@ async def test_answers_are_remembered_across_restarts_as_ids_and_counts_alone(co
         await asked(desk, "Do zebras dream?")  # refused: nothing is read
         await desk.close()
     (first, more), (second, less) = written(tmp_path).items()
-    assert library.passage(first).text.startswith("The pump")
-    assert library.passage(second).text.startswith("Ladders")
+    assert library.whole.passage(first).text.startswith("The pump")
+    assert library.whole.passage(second).text.startswith("Ladders")
     assert (more, less) == (pytest.approx(4, rel=0.01), pytest.approx(2, rel=0.01))
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     saved = (tmp_path / FILE_NAME).read_text()
@@ -131,7 +131,9 @@ async def test_answers_are_remembered_across_restarts_as_ids_and_counts_alone(co
 
 async def test_what_is_read_in_another_scope_is_not_remembered(config, library, backend, tmp_path):
     desk = Desk(config, library=library, backend=backend)
-    await asked(desk, PUMP, scope="board")
+    library.reads = "board"
+    await asked(desk, PUMP)
+    assert backend.requests[0].scope not in ("public", "board")
     await desk.close()
     assert not list(tmp_path.iterdir())
 
@@ -184,7 +186,7 @@ async def test_the_most_popular_goes_first_in_the_background_of_answers(config, 
 
 
 async def test_passages_that_are_gone_are_skipped_and_forgotten(config, library, backend, popular, tmp_path):
-    library.remove(popular[0].document_id)
+    library.whole.remove(popular[0].document_id)
     left = [p for p in popular if p.document_id != popular[0].document_id]
     desk = Desk(config, library=library, backend=backend)
     await desk.warming.run(backend, fetching(library))
@@ -200,7 +202,7 @@ async def test_the_budget_is_seconds_on_the_clock(config, library, backend, popu
     async def fetch(passage_id: str) -> Passage:
         nonlocal now
         now += 20.0
-        return library.passage(passage_id)
+        return library.whole.passage(passage_id)
 
     await Warming(config, Metrics(), clock=lambda: now).run(backend, fetch)
     assert warmed(backend) == [p.passage_id for p in popular[:2]]  # at 0 and 20 of 30 s
@@ -266,7 +268,7 @@ async def test_an_arrival_between_two_passages_lets_no_other_begin(config, libra
     async def fetch(passage_id: str) -> Passage:
         if passage_id == popular[1].passage_id:
             warming.stop()
-        return library.passage(passage_id)
+        return library.whole.passage(passage_id)
 
     await warming.run(backend, fetch)
     assert warmed(backend) == [popular[0].passage_id]
@@ -344,7 +346,7 @@ async def test_closing_ends_it_and_leaves_nothing(config, library, backend, popu
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_answers_prompt_begins_with_what_was_warmed(shape, library, backend):
-    (passage,) = library.search(PUMP, top_k=1).passages
+    (passage,) = library.whole.search(PUMP, top_k=1).passages
     prompt = beginning(shape, passage, backend.capabilities)
     system, user = prompt.messages
     assert system.text == SHAPES[shape].system
@@ -368,10 +370,10 @@ async def test_the_answer_after_a_restart_finds_its_document_in_the_cache(tmp_pa
         backend = open_backend(EngineConfig(model=model_folder, dtype="float32", kv_cache_mb=8))
         try:
             desk = Desk(config, library=library, backend=backend)
-            await desk.warming.run(backend, partial(desk.read, library.passage))
+            await desk.warming.run(backend, partial(desk.read, library.whole.passage))
             assert backend.metrics()["kv_free_blocks"] == backend.metrics()["kv_blocks"]
             cached.append((await asked(desk, PUMP)).usage.cached_tokens)
-            (first,) = library.search(PUMP, top_k=1).passages
+            (first,) = library.whole.search(PUMP, top_k=1).passages
             tokens = await backend.count_tokens(beginning(shape, first, backend.capabilities))
             document_end = tokens - len(backend._encoder._template(("system", "user"))[-1])
             await desk.close()

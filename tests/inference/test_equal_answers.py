@@ -174,7 +174,7 @@ def real():
 
 @pytest.fixture(scope="module")
 def real_alone(real):
-    """(answers, logits, noise): each by itself and whole; the noise is what computing it two tokens at a time changes."""
+    """(answers, logits, noise): each by itself and whole; the noise is what two tokens at a time change."""
     answers, logits = run(real, together=False, max_tokens=4096)
     _, again = run(real, together=False, forced=answers, max_tokens=2, min_chunk=1)
     return answers, logits, difference(again, logits)

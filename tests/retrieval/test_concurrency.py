@@ -23,11 +23,11 @@ def test_a_document_is_always_found_whole_while_it_is_replaced(library: Library)
     def watch() -> int:
         searches = 0
         while not stop.is_set():
-            found = library.search("gate opens in version", top_k=10)
+            found = library.whole.search("gate opens in version", top_k=10)
             versions = {word for passage in found.passages for word in passage.text.split() if word.startswith("v")}
             versions -= {"version"}
             assert len(versions) == 1, versions
-            library.quotes("which gate opens", found.passages)
+            library.whole.quotes("which gate opens", found.passages)
             searches += 1
         return searches
 
@@ -58,12 +58,12 @@ def test_a_search_is_answered_in_the_middle_of_an_ingest(library: Library, folde
         ingest = pool.submit(library.ingest_documents, documents, "bulk", progress)
         try:
             assert middle.wait(WAIT)
-            assert library.search("fire exits").passages[0].title == "safety"
-            library.remove(library.search("soup on mondays").passages[0].document_id)
+            assert library.whole.search("fire exits").passages[0].title == "safety"
+            library.whole.remove(library.whole.search("soup on mondays").passages[0].document_id)
         finally:
             go_on.set()
         assert len(ingest.result(WAIT).added) == 60
-    assert library.documents()[1] == 63
+    assert library.whole.documents()[1] == 63
 
 
 def test_closing_ends_an_ingest_and_keeps_what_it_committed(open_library: Callable[..., Library]):
@@ -85,7 +85,7 @@ def test_closing_ends_an_ingest_and_keeps_what_it_committed(open_library: Callab
         go_on.set()
         closing.result(WAIT)
         assert "closed" in str(ingest.exception(WAIT))
-    kept = open_library().documents()[1]
+    kept = open_library().whole.documents()[1]
     assert 0 < kept < 200
 
 

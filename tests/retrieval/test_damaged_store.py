@@ -80,20 +80,20 @@ def test_lost_vectors_are_made_again(
     stored(damage, *value)
     encoded = embedder.encoded
     library = open_library()
-    assert (len(library._index), embedder.encoded - encoded) == (4, lost)
+    assert (len(library._indexes.vectors), embedder.encoded - encoded) == (4, lost)
     for query, title in (("days of leave", "Leave"), ("fire exits", "safety"), ("soup on mondays", "Canteen news")):
-        assert library.search(query).passages[0].title == title
+        assert library.whole.search(query).passages[0].title == title
     library.close()
     encoded = embedder.encoded
-    assert len(open_library()._index) == 4
+    assert len(open_library()._indexes.vectors) == 4
     assert embedder.encoded == encoded
 
 
 def test_another_dim_under_the_same_name_embeds_again(stored: Callable, open_library: Callable[..., Library]):
     wider = HashingEmbedder(dim=96)
     library = open_library(embedder=wider)
-    assert (library._index.dim, wider.encoded) == (96, 4)
-    assert library.search("fire exits").passages[0].title == "safety"
+    assert (library._indexes.vectors.dim, wider.encoded) == (96, 4)
+    assert library.whole.search("fire exits").passages[0].title == "safety"
 
 
 def test_a_model_that_is_loaded_late_and_has_another_dim_says_so(
@@ -102,7 +102,7 @@ def test_a_model_that_is_loaded_late_and_has_another_dim_says_so(
     late = HashingEmbedder(dim=96)
     late.dim_at_hand = None
     library = open_library(embedder=late)
-    for call in (lambda: library.search("fire exits"), lambda: library.ingest_bytes("a.txt", b"some text")):
+    for call in (lambda: library.whole.search("fire exits"), lambda: library.ingest_bytes("a.txt", b"some text")):
         with pytest.raises(StoreError, match="vectors of 96 numbers, those stored have 64") as refused:
             call()
         assert refused.value.code == "bad_embedder"

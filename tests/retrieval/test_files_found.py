@@ -17,7 +17,7 @@ def test_names_that_are_no_utf8_stay_apart(library: Library, tmp_path: Path):
     for name, text in texts.items():
         (tmp_path / os.fsdecode(name)).write_text(text)
     report = library.ingest_paths([tmp_path / os.fsdecode(name) for name in texts])
-    assert (len(set(report.added)), report.failed, library.documents()[1]) == (2, [], 2)
+    assert (len(set(report.added)), report.failed, library.whole.documents()[1]) == (2, [], 2)
     assert len(library.ingest_paths([tmp_path / os.fsdecode(name) for name in texts]).unchanged) == 2
 
 
@@ -72,4 +72,4 @@ def test_a_collection_needs_a_name(library: Library, folder: Path, name: str):
     ):
         with pytest.raises(UnknownCollection, match="no name of a collection"):
             way_in()
-    assert library.collections() == []
+    assert library.whole.collections() == []

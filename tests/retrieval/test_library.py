@@ -19,8 +19,8 @@ from retrieval import (
     UnknownDocument,
     UnreadableFile,
 )
+from retrieval.change import NewDocument, NewPassage
 from retrieval.embedding import SharedEmbedder
-from retrieval.store import NewDocument, NewPassage
 from tests.retrieval.conftest import SETTINGS, open_files
 from tests.retrieval.hashing import HashingEmbedder
 from tests.retrieval.making import zipped
@@ -30,13 +30,13 @@ def test_a_folder_goes_in_and_is_found_again(library: Library, folder: Path):
     report = library.ingest_paths([folder])
     assert [Path(source).name for source in report.added] == ["leave.md", "news.html", "safety.txt", "travel.md"]
     assert report.failed == []
-    found = library.search("how many days of leave do staff have each year")
+    found = library.whole.search("how many days of leave do staff have each year")
     best = found.passages[0]
     assert (best.title, found.relevant) == ("Leave", True)
-    document = library.document(best.document_id)
+    document = library.whole.document(best.document_id)
     assert document.text[best.start : best.end] == best.text
     assert document.document.source == str(folder / "leave.md")
-    assert library.passage(best.passage_id).text == best.text
+    assert library.whole.passage(best.passage_id).text == best.text
     assert set(found.timings) == {"embed", "vectors", "text", "fuse"}
     assert found.facets["media_type"]["text/markdown"] == 2
     assert all(earlier.score >= later.score for earlier, later in zip(found.passages, found.passages[1:], strict=False))
@@ -53,15 +53,15 @@ def test_a_second_run_skips_what_has_not_changed(library: Library, folder: Path,
 
 def test_a_changed_file_replaces_its_document_and_keeps_the_id(library: Library, folder: Path):
     library.ingest_paths([folder])
-    old = library.search("fire exits east wing").passages[0]
+    old = library.whole.search("fire exits east wing").passages[0]
     (folder / "safety.txt").write_text("The fire exits are in the west tower.")
     report = library.ingest_paths([folder])
     assert [Path(source).name for source in report.updated] == ["safety.txt"]
-    new = library.search("fire exits west tower").passages[0]
+    new = library.whole.search("fire exits west tower").passages[0]
     assert (new.document_id, new.text) == (old.document_id, "The fire exits are in the west tower.")
-    assert not any("east wing" in p.text for p in library.search("fire exits east wing", top_k=20).passages)
+    assert not any("east wing" in p.text for p in library.whole.search("fire exits east wing", top_k=20).passages)
     with pytest.raises(UnknownDocument):
-        library.passage(old.passage_id)
+        library.whole.passage(old.passage_id)
 
 
 def test_uploads_are_the_same_document_by_name(library: Library):
@@ -71,28 +71,28 @@ def test_uploads_are_the_same_document_by_name(library: Library):
     other = library.ingest_bytes("a.txt", b"The north gate closes at ten.")
     assert other.document_id == first.document_id
     assert other.content_hash != first.content_hash
-    assert library.documents()[1] == 1
-    assert "ten" in library.search("when does the north gate close").passages[0].text
+    assert library.whole.documents()[1] == 1
+    assert "ten" in library.whole.search("when does the north gate close").passages[0].text
 
 
 def test_a_removed_document_is_gone_from_every_index(library: Library, folder: Path):
     library.ingest_paths([folder])
-    best = library.search("thirty days of leave").passages[0]
-    library.remove(best.document_id)
-    assert all(passage.title != "Leave" for passage in library.search("thirty days of leave", top_k=50).passages)
-    for gone in (library.document, library.remove):
+    best = library.whole.search("thirty days of leave").passages[0]
+    library.whole.remove(best.document_id)
+    assert all(passage.title != "Leave" for passage in library.whole.search("thirty days of leave", top_k=50).passages)
+    for gone in (library.whole.document, library.whole.remove):
         with pytest.raises(UnknownDocument, match=best.document_id):
             gone(best.document_id)
     library.ingest_paths([folder])
-    assert library.search("thirty days of leave").passages[0].title == "Leave"
+    assert library.whole.search("thirty days of leave").passages[0].title == "Leave"
 
 
 def test_a_source_named_twice_is_one_document(library: Library):
     names = [("a", "A", "Zebras live in Africa.", "text/plain"), ("a", "A", "Copper melts.", "text/plain")]
     report = library.ingest_documents([*names, names[1]])
     assert (report.added, report.updated, report.unchanged, report.passages) == (["a"], ["a"], ["a"], 2)
-    assert len(library._index) == 1
-    assert [passage.text for passage in library.search("zebras in africa").passages] == ["Copper melts."]
+    assert len(library._indexes.vectors) == 1
+    assert [passage.text for passage in library.whole.search("zebras in africa").passages] == ["Copper melts."]
 
 
 def test_a_change_that_replaces_its_own_document_leaves_no_vector(library: Library, embedder: HashingEmbedder):
@@ -100,7 +100,7 @@ def test_a_change_that_replaces_its_own_document_leaves_no_vector(library: Libra
     document = NewDocument("default", "a", "A", "text/plain", "", "", None, "one", [NewPassage(0, 3, None, "", "one")])
     vectors = embedder.encode(["one"])
     library._commit([(document, vectors), (document, vectors)])
-    assert len(library._index) == 2 == library._store.counts()[1]
+    assert len(library._indexes.vectors) == 2 == library._store.counts()[1]
 
 
 def test_documents_are_listed_by_page_and_collection(library: Library):
@@ -108,12 +108,15 @@ def test_documents_are_listed_by_page_and_collection(library: Library):
         [(f"n{i}", f"Title {i:02}", f"text number {i}", "text/plain") for i in range(12)], "numbers"
     )
     library.ingest_documents([("x", "Other", "some other text", "text/plain")])
-    page, total = library.documents(collection="numbers", offset=10, limit=5)
+    page, total = library.whole.documents(collection="numbers", offset=10, limit=5)
     assert ([document.title for document in page], total) == (["Title 10", "Title 11"], 12)
-    assert library.documents(limit=0) == ([], 13)
-    assert library.collections() == ["default", "numbers"]
-    assert {p.source for p in library.search("text number", collection="default", top_k=9).passages} == {"x"}
-    for call in (lambda: library.search("x", collection="none"), lambda: library.documents(collection="none")):
+    assert library.whole.documents(limit=0) == ([], 13)
+    assert library.whole.collections() == ["default", "numbers"]
+    assert {p.source for p in library.whole.search("text number", collection="default", top_k=9).passages} == {"x"}
+    for call in (
+        lambda: library.whole.search("x", collection="none"),
+        lambda: library.whole.documents(collection="none"),
+    ):
         with pytest.raises(UnknownCollection, match="default, numbers"):
             call()
 
@@ -184,23 +187,23 @@ def test_progress_counts_every_source_once(library: Library, folder: Path):
 )
 def test_any_string_is_a_query(library: Library, folder: Path, query: str):
     library.ingest_paths([folder])
-    library.search(query)
-    assert library.search(f"fire exits {query}").passages[0].title == "safety"
+    library.whole.search(query)
+    assert library.whole.search(f"fire exits {query}").passages[0].title == "safety"
 
 
 def test_empty_and_huge_queries(library: Library, folder: Path):
-    assert library.search("anything").passages == []
-    assert not library.search("anything").relevant
+    assert library.whole.search("anything").passages == []
+    assert not library.whole.search("anything").relevant
     library.ingest_paths([folder])
-    assert library.search(" \n ").passages == []
-    assert library.search("fire " * 10_000).passages
-    assert library.search("fire", top_k=10_000).passages
-    assert library.search("fire", top_k=0).passages == []
+    assert library.whole.search(" \n ").passages == []
+    assert library.whole.search("fire " * 10_000).passages
+    assert library.whole.search("fire", top_k=10_000).passages
+    assert library.whole.search("fire", top_k=0).passages == []
 
 
 def test_text_that_is_there_twice_is_shown_once(library: Library):
     library.ingest_documents([(f"copy {i}", "Rules", "The  gate closes at nine.", "text/plain") for i in range(3)])
-    assert len(library.search("gate").passages) == 1
+    assert len(library.whole.search("gate").passages) == 1
 
 
 def test_only_one_process_holds_a_data_directory(open_library: Callable[..., Library], tmp_path: Path):
@@ -214,12 +217,16 @@ def test_only_one_process_holds_a_data_directory(open_library: Callable[..., Lib
 def test_close_lets_everything_go(open_library: Callable[..., Library], tmp_path: Path, folder: Path):
     library = open_library()
     library.ingest_paths([folder])
-    library.search("fire")
+    library.whole.search("fire")
     library.close()
     library.close()
     assert open_files(tmp_path) == []
     assert library.health() == "the library is closed"
-    for call in (lambda: library.search("fire"), lambda: library.ingest_bytes("a.txt", b"text"), library.collections):
+    for call in (
+        lambda: library.whole.search("fire"),
+        lambda: library.ingest_bytes("a.txt", b"text"),
+        library.whole.collections,
+    ):
         with pytest.raises(StoreError) as refused:
             call()
         assert refused.value.code == "closed_store"
@@ -260,10 +267,10 @@ def test_another_embedder_embeds_everything_again(open_library: Callable[..., Li
     other = HashingEmbedder(dim=48, name="other")
     library = open_library(embedder=other)
     assert other.encoded >= 4
-    assert library.search("how many days of leave").passages[0].title == "Leave"
+    assert library.whole.search("how many days of leave").passages[0].title == "Leave"
     library.close()
     again = HashingEmbedder(dim=48, name="other")
-    assert open_library(embedder=again).search("fire exits").passages[0].title == "safety"
+    assert open_library(embedder=again).whole.search("fire exits").passages[0].title == "safety"
     assert again.encoded == 1
 
 
@@ -288,7 +295,7 @@ def test_bad_vectors_never_get_in(open_library: Callable[..., Library], bad: str
     with pytest.raises(StoreError) as refused:
         library.ingest_bytes("a.txt", b"some text")
     assert refused.value.code == "bad_embedder"
-    assert library.documents()[1] == 0
+    assert library.whole.documents()[1] == 0
 
 
 def test_encoding_by_length_keeps_the_order(embedder: HashingEmbedder):

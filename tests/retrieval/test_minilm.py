@@ -25,7 +25,7 @@ def minilm() -> SentenceTransformerEmbedder:
 def test_opening_a_library_imports_no_model_library(tmp_path: Path):
     program = (
         "import sys; from pathlib import Path; from retrieval import Library\n"
-        f"library = Library.open(Path({str(tmp_path / 'data')!r})); library.documents(); library.close()\n"
+        f"library = Library.open(Path({str(tmp_path / 'data')!r})); library.whole.documents(); library.close()\n"
         "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -52,12 +52,12 @@ def test_the_manual_answers_about_python_and_about_nothing_else(tmp_path: Path, 
     documents = [each for each in sample_documents() if Path(each[0]).stem in topics]
     with Library.open(tmp_path / "data", embedder=minilm) as library:
         library.ingest_documents(documents, SAMPLE_COLLECTION)
-        found = library.search("how do I create an anonymous function")
+        found = library.whole.search("how do I create an anonymous function")
         assert found.relevant
         assert found.passages[0].title == "Lambdas"
-        quotes = library.quotes("how do I create an anonymous function", found.passages)
+        quotes = library.whole.quotes("how do I create an anonymous function", found.passages)
         assert "anonymous functions" in " ".join(" ".join(quote.text.split()) for quote in quotes)
-        assert not library.search("How do I bake sourdough bread?").relevant
+        assert not library.whole.search("How do I bake sourdough bread?").relevant
 
 
 @pytest.mark.skipif(not CLAPNQ.is_dir(), reason="needs ../shared/data/clapnq")

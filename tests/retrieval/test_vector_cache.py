@@ -18,7 +18,7 @@ QUERIES = ("days of leave", "fire exits", "soup on mondays", "flights and trains
 def answers(library: Library) -> list:
     return [
         (result.passages, result.relevance)
-        for result in (library.search(query, top_k=10) for query in QUERIES)
+        for result in (library.whole.search(query, top_k=10) for query in QUERIES)
     ]  # fmt: skip
 
 
@@ -76,12 +76,12 @@ def test_an_index_of_an_earlier_state_is_not_used(filled: tuple[Path, list], ope
     shutil.copytree(data_dir, data_dir.parent / "old")
     library = open_library()
     library.ingest_bytes("new.txt", b"Bicycles are parked behind the library.")
-    expected = answers(library), library.search("bicycles").passages
+    expected = answers(library), library.whole.search("bicycles").passages
     library.close()
     for file in (INDEX_FILE, MANIFEST_FILE):
         shutil.copy(data_dir.parent / "old" / file, data_dir / file)
     library = open_library()
-    assert (answers(library), library.search("bicycles").passages) == expected
+    assert (answers(library), library.whole.search("bicycles").passages) == expected
 
 
 def test_a_newer_index_beside_an_older_store_is_not_used(

@@ -1,0 +1,186 @@
+"""One write to the store: what it puts, replaces and takes away, all at once, and what the indexes do to follow."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+
+from retrieval import lexical
+from retrieval.access import EVERYBODY, checked
+from retrieval.errors import UnknownDocument
+from retrieval.table import PassageFacts
+
+
+class NewPassage(Struct):
+    start: int
+    end: int
+    page: int | None
+    heading: str
+    text: str
+
+
+class NewDocument(Struct):
+    """What a writer hands in; `recipe` names how the passages were made (so that a change makes them anew),
+    `modified_at` is a date (ISO 8601) that the document itself has."""
+
+    collection: str
+    source: str
+    title: str
+    media_type: str
+    content_hash: str
+    recipe: str
+    pages: int | None
+    text: str
+    passages: list[NewPassage]
+    readers: tuple[str, ...] = (EVERYBODY,)
+    owner: str = ""
+    modified_at: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Added(NamedTuple):
+    """A passage as the indexes take it; `codes` of its words as `lexical.encode` makes them."""
+
+    facts: PassageFacts
+    vector: np.ndarray
+    length: int
+    codes: bytes
+
+
+class Change:
+    """One write transaction, and what the vector index must do to follow it."""
+
+    def __init__(self, db: sqlite3.Connection, meta: dict[str, str]):
+        self._db = db
+        self._meta = meta
+        self._new_meta: dict[str, str] = {}
+        self.removed: list[int] = []
+        self.added: dict[int, Added] = {}  # by passage number
+        self.readable: list[tuple[list[int], int]] = []  # passage numbers that get another access
+
+    def describe_embedder(self, name: str, dim: int) -> None:
+        self._new_meta |= {"embedder": name, "dim": str(dim)}
+
+    def put(self, document: NewDocument, vectors: np.ndarray) -> tuple[str, bool]:
+        """Add a document or replace the one of the same collection, source and owner: (document id, was there before).
+        `vectors` float32 [passages, dim]."""
+        old = self._db.execute(
+            "SELECT id, document_id FROM documents WHERE collection = ? AND source = ? AND owner = ?",
+            [document.collection, document.source, document.owner],
+        ).fetchone()
+        access = self._access(document.readers)
+        fields = {
+            "collection": document.collection,
+            "source": document.source,
+            "title": document.title,
+            "media_type": document.media_type,
+            "content_hash": document.content_hash,
+            "recipe": document.recipe,
+            "characters": len(document.text),
+            "passages": len(document.passages),
+            "pages": document.pages,
+            "added_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "text": document.text,
+            "owner": document.owner,
+            "access": access,
+            "modified_at": document.modified_at,
+        }
+        if old:
+            row, document_id = old
+            self._drop_passages(row)
+            self._db.execute(
+                f"UPDATE documents SET {', '.join(f'{name} = :{name}' for name in fields)} WHERE id = :id",
+                {**fields, "id": row},
+            )
+        else:
+            document_id = secrets.token_hex(8)
+            fields["document_id"] = document_id
+            row = self._db.execute(
+                f"INSERT INTO documents ({', '.join(fields)}) VALUES ({', '.join(f':{name}' for name in fields)})",
+                fields,
+            ).lastrowid
+        for ordinal, (passage, vector) in enumerate(zip(document.passages, vectors, strict=True)):
+            number = self._db.execute(
+                'INSERT INTO passages (document, ordinal, "start", "end", page, title, heading, text) '
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [row, ordinal, passage.start, passage.end, passage.page, document.title, passage.heading, passage.text],
+            ).lastrowid
+            self._db.execute("INSERT INTO embeddings VALUES (?, ?)", [number, vector.astype("<f4").tobytes()])
+            length, codes = lexical.encode(document.title, passage.heading, passage.text)
+            self._db.execute("INSERT INTO words VALUES (?, ?, ?, ?)", [number, lexical.WORDS_RECIPE, length, codes])
+            facts = PassageFacts(
+                number, row, access, document.collection, document.media_type, day_of(document.modified_at)
+            )
+            self.added[number] = Added(facts, vector, length, codes)
+        self._db.execute("DELETE FROM tags WHERE document = ?", [row])
+        self._db.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in dict.fromkeys(document.tags)])
+        return document_id, old is not None
+
+    def remove(self, document_id: str) -> None:
+        row = self._db.execute("SELECT id FROM documents WHERE document_id = ?", [document_id]).fetchone()
+        if row is None:
+            raise UnknownDocument(document_id)
+        self._drop_passages(row[0])
+        self._db.execute("DELETE FROM documents WHERE id = ?", row)
+
+    def set_readers(self, document_id: str, readers: Sequence[str]) -> None:
+        """From the commit on these may read it and nobody else."""
+        row = self._db.execute("SELECT id FROM documents WHERE document_id = ?", [document_id]).fetchone()
+        if row is None:
+            raise UnknownDocument(document_id)
+        access = self._access(readers)
+        self._db.execute("UPDATE documents SET access = ? WHERE id = ?", [access, row[0]])
+        numbers = self._db.execute("SELECT id FROM passages WHERE document = ?", row).fetchall()
+        self.readable.append(([number for (number,) in numbers], access))
+
+    def set_words(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
+        """(passage number, length, codes): replace stored words, or put those that are missing."""
+        self._db.executemany(
+            "INSERT OR REPLACE INTO words VALUES (?, ?, ?, ?)",
+            [(number, lexical.WORDS_RECIPE, length, codes) for number, length, codes in rows],
+        )
+
+    def set_vectors(self, numbers: np.ndarray, vectors: np.ndarray) -> None:
+        """Replace stored embeddings, or put those that are missing."""
+        rows = [(int(n), v.astype("<f4").tobytes()) for n, v in zip(numbers, vectors, strict=True)]
+        self._db.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
+
+    def commit(self) -> None:
+        self._new_meta["state"] = secrets.token_hex(16)
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", self._new_meta.items())
+        self._db.execute("COMMIT")
+        self._meta.update(self._new_meta)
+
+    def _access(self, readers: Sequence[str]) -> int:
+        """The row of those who share these readers."""
+        named = "\n".join(sorted({checked(reader) for reader in readers}))
+        row = self._db.execute("SELECT id FROM access WHERE readers = ?", [named]).fetchone()
+        if row is not None:
+            return row[0]
+        access = self._db.execute("INSERT INTO access (readers) VALUES (?)", [named]).lastrowid
+        assert access is not None
+        self._db.executemany(
+            "INSERT INTO access_readers VALUES (?, ?)", [(reader, access) for reader in named.split("\n") if reader]
+        )
+        return access
+
+    def _drop_passages(self, row: int) -> None:
+        for (number,) in self._db.execute("SELECT id FROM passages WHERE document = ?", [row]):
+            self.removed.append(number)
+            self.added.pop(number, None)  # put by this very change
+        # The embedding goes by trigger after the passage; the reference is checked when the statement ends.
+        self._db.execute("DELETE FROM passages WHERE document = ?", [row])
+
+
+def day_of(moment: str | None) -> int:
+    """Days since 1970 of a date in ISO 8601, -1 for none or one before."""
+    try:
+        return max(-1, (date.fromisoformat(moment[:10]) - date(1970, 1, 1)).days) if moment else -1
+    except ValueError:
+        return -1

@@ -1,0 +1,178 @@
+"""What one principal sees of a library: the only way to read from it.
+
+Permission is in the mask that every way of searching is given and in the condition of every query, so that nothing of
+what may not be read shows: not a passage, not a number, not the order of others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrieval.access import ANYBODY, Principal, checked
+from retrieval.embedding import SharedEmbedder
+from retrieval.errors import NotAllowed, UnknownCollection, UnknownPassage
+from retrieval.indexes import Indexes
+from retrieval.lexical import words_of
+from retrieval.quoting import Quoter
+from retrieval.records import Document, DocumentText, Passage, Quote, SearchResult, Support
+from retrieval.search import (
+    Filters,
+    StageTimer,
+    choose,
+    clean_query,
+    count_facets,
+    fuse,
+    phrases_of,
+    telling_words,
+    top_cosine,
+)
+from retrieval.settings import RetrievalSettings
+from retrieval.store import Store, passage_number
+
+
+class View:
+    """Made by `Library.seen_by`.  Every method is synchronous and may be called from any thread."""
+
+    def __init__(
+        self,
+        principal: Principal,
+        store: Store,
+        indexes: Indexes,
+        embedder: SharedEmbedder,
+        quoter: Quoter,
+        settings: RetrievalSettings,
+    ):
+        self.principal = principal
+        self._store = store
+        self._indexes = indexes
+        self._embedder = embedder
+        self._quoter = quoter
+        self._settings = settings
+
+    @property
+    def reads(self) -> str:
+        """A name for what may be read, the same for all who may read the same; "" where that is what anybody may."""
+        access = self._store.access_of(self.principal)
+        if access is None:
+            return "everything"
+        return "" if access == self._store.access_of(ANYBODY) else " ".join(map(str, access))
+
+    # documents
+
+    def documents(
+        self, *, collection: str | None = None, offset: int = 0, limit: int = 50
+    ) -> tuple[list[Document], int]:
+        """A page of documents by title, and how many there are.  Raises UnknownCollection."""
+        self._check_collection(collection)
+        return self._store.documents(self.principal, collection, max(0, offset), max(0, limit))
+
+    def document(self, document_id: str) -> DocumentText:
+        """Raises UnknownDocument, also where it may not be read."""
+        return self._store.document(self.principal, document_id)
+
+    def passage(self, passage_id: str) -> Passage:
+        """Raises UnknownPassage (an UnknownDocument), also where it may not be read."""
+        number = passage_number(passage_id)
+        found = self._store.passages(self.principal, [number]) if number is not None else {}
+        if number not in found:
+            raise UnknownPassage(passage_id)
+        return found[number].passage
+
+    def collections(self) -> list[str]:
+        """Those with a document that may be read."""
+        return self._store.collections(self.principal)
+
+    def remove(self, document_id: str) -> None:
+        """Remove a document from every index, at once.  Raises UnknownDocument, NotAllowed."""
+        self._check_owner(document_id)
+        with self._store.write() as change:
+            change.remove(document_id)
+            self._indexes.apply(change)
+        self._quoter.forget()
+
+    def share(self, document_id: str, readers: Sequence[str]) -> Document:
+        """From now on these may read a document and nobody else.  Raises UnknownDocument, NotAllowed, and ValueError
+        for what is no reader."""
+        for reader in readers:
+            checked(reader)
+        self._check_owner(document_id)
+        with self._store.write() as change:
+            change.set_readers(document_id, readers)
+            self._indexes.apply(change)
+        self._quoter.forget()
+        return self._store.document(Principal(None), document_id).document
+
+    # passages
+
+    def search(
+        self, query: str, *, collection: str | None = None, filters: Filters = Filters(), top_k: int = 4
+    ) -> SearchResult:
+        """The passages that best match the query, of those that `filters` let through.  Raises UnknownCollection."""
+        timer = StageTimer(time.perf_counter, ("embed", "vectors", "text", "fuse"))
+        self._check_collection(collection)
+        query = clean_query(query)
+        if not query or top_k <= 0 or self._indexes.vectors is None:
+            return SearchResult([], 0.0, False, {"collection": {}, "media_type": {}}, timer.milliseconds)
+        settings = self._settings
+        candidates = max(settings.candidates, 2 * top_k)
+        vector = self._embedder.encode_query(query)
+        self._indexes.check_dim()
+        timer.done("embed")
+        with self._indexes.lock.read():
+            table = self._indexes.table
+            mask = self._mask(query, collection, filters)
+            near = self._indexes.vectors.search(vector, candidates, table["number"][mask])
+            timer.done("vectors")
+            worded = [
+                (int(table["number"][slot]), score)
+                for slot, score in self._indexes.words.search(telling_words(words_of(query)), mask, candidates)
+            ]
+            timer.done("text")
+            rankings = [
+                (settings.dense_weight, [number for number, _ in near]),
+                (settings.text_weight, [number for number, _ in worded]),
+            ]
+            fused = fuse(rankings, settings.fusion_constant)
+            rows = self._store.passages(self.principal, [number for number, _ in fused])
+        passages = choose(fused, rows, top_k, settings.per_document)
+        relevance = round(top_cosine(near), 4)
+        facets = count_facets(rows)
+        timer.done("fuse")
+        return SearchResult(
+            passages, relevance, bool(passages) and relevance >= settings.relevance_floor, facets, timer.milliseconds
+        )
+
+    def quotes(self, question: str, passages: Sequence[Passage], count: int = 2) -> list[Quote]:
+        """The sentences of the passages closest to the question, as they stand."""
+        return self._quoter.quotes(clean_query(question), passages, count)
+
+    def support(self, statements: Sequence[str], passages: Sequence[Passage]) -> list[Support]:
+        """For each statement the sentence that supports it, or unsupported (`passage_id` None)."""
+        return self._quoter.support([clean_query(statement) for statement in statements], passages)
+
+    # inside
+
+    def _mask(self, query: str, collection: str | None, filters: Filters) -> np.ndarray:
+        """The slots that a search may look at, under the indexes' lock."""
+        mask = self._indexes.table.mask(
+            access=self._store.access_of(self.principal),
+            collections=[collection] if collection is not None else filters.collections or None,
+            media_types=filters.media_types or None,
+            documents=self._store.matching(filters.tags, filters.sources),
+            since=filters.since_day,
+            until=filters.until_day,
+        )
+        for phrase in phrases_of(query):
+            mask &= np.isin(self._indexes.table["number"], self._store.containing(phrase))
+        return mask
+
+    def _check_collection(self, collection: str | None) -> None:
+        if collection is not None and collection not in (known := self.collections()):
+            raise UnknownCollection(collection, known)
+
+    def _check_owner(self, document_id: str) -> None:
+        if not self.principal.may_change(self.document(document_id).document.owner):
+            raise NotAllowed(document_id)
