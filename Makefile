@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check -q
 RUN = .venv/bin/python
 
-.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming load soak clean
+.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-retrieval load soak clean
 
 help:
 	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
@@ -74,6 +74,10 @@ bench-engine: setup
 
 bench-quantization: setup
 	@$(RUN) -m loadtests.quantization
+
+# Ranking of passages; needs the data folders of CLAPnq and the handbook.
+bench-retrieval: setup
+	@$(RUN) -m loadtests.ranking
 
 bench-sharing: setup
 	@$(RUN) -m loadtests.sharing
