@@ -16,6 +16,7 @@ help:
 	@echo "make bench-quantization  measure what each rounding of the weights costs"
 	@echo "make bench-sharing  what each way of sharing documents saves, who waits for whom, what answers lose (an hour)"
 	@echo "make bench-disturbance  what sharing documents does to answers"
+	@echo "make bench-retrieval  measure how well passages are ranked (needs the data folders)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make soak           half an hour of mixed traffic with clients that leave"
 	@echo "make gpu-check      on a machine with a GPU: test and measure the kernels and the engine there"

@@ -1,0 +1,172 @@
+"""The commands that keep a library: put documents in, list and remove them, back all of it up and bring it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.naming import DEFAULT_COLLECTION
+from gateway.options import Collection, Text, config_option, data_option, load, url_option
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option(
+    "--collection",
+    type=Collection(),
+    default=DEFAULT_COLLECTION,
+    show_default=True,
+    help="Collection to put them in.",
+)
+@click.option(
+    "--reader",
+    "readers",
+    multiple=True,
+    type=Text(),
+    default=("public",),
+    show_default=True,
+    help="Who may read them: public, tenant:NAME, group:NAME or user:NAME; may be given several times.",
+)
+@click.option("--tag", "tags", multiple=True, type=Text(), help="A tag for filters; may be given several times.")
+@data_option
+@config_option
+def ingest(
+    paths: tuple[Path, ...],
+    collection: str,
+    readers: tuple[str, ...],
+    tags: tuple[str, ...],
+    data: str | None,
+    config_path: Path | None,
+) -> int:
+    """Put files and folders into the library.
+
+    Reads Markdown, text, HTML, PDF, Office files (DOCX, PPTX, XLSX, XLS, ODS), CSV, EPUB, mails
+    (EML, MSG), JSON, notebooks, feeds, XML, and ZIP archives of these; folders all the way down.
+    What has not changed since the last time is skipped.  Files that cannot be read are listed with
+    the reason, the rest go in; the exit code is then 1.
+    """
+    config = load(config_path, data)
+    from gateway.desk import open_library
+    from gateway.reporting import Progress, summary
+    from retrieval.access import checked
+
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise click.ClickException(f"{missing[0]} does not exist")
+    try:
+        for reader in readers:
+            checked(reader)
+    except ValueError as error:
+        raise click.UsageError(f"--reader: {error}") from error
+    with open_library(config) as library, Progress() as progress:
+        report = library.ingest_paths(paths, collection=collection, readers=readers, tags=tags, progress=progress)
+    for name, reason in report.failed:
+        click.echo(f"refdesk: not read: {name}: {reason}", err=True)
+    for name, reason in report.unread:
+        click.echo(f"refdesk: not read, a part of {name}: {reason}", err=True)
+    click.echo(summary(report))
+    return 1 if report.failed else 0
+
+
+@click.group()
+def documents() -> None:
+    """List or remove documents."""
+
+
+@documents.command("list")
+@click.option("--collection", type=Collection(), help="Only this collection.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per document.")
+@url_option
+@data_option
+@config_option
+def list_documents(
+    collection: str | None, as_json: bool, url: str | None, data: str | None, config_path: Path | None
+) -> None:
+    """List the documents."""
+    import msgspec
+
+    from gateway.reporting import document_line
+
+    for document in _all_documents(collection, url, data, config_path):
+        click.echo(msgspec.json.encode(document).decode() if as_json else document_line(document))
+
+
+@documents.command("remove")
+@click.argument("document_ids", nargs=-1, required=True, type=Text(), metavar="DOCUMENT_ID...")
+@url_option
+@data_option
+@config_option
+def remove_documents(
+    document_ids: tuple[str, ...], url: str | None, data: str | None, config_path: Path | None
+) -> None:
+    """Remove documents, by the ids that `refdesk documents list` shows."""
+    if url:
+        from gateway.client import Client
+
+        with Client(url) as client:
+            for document_id in document_ids:
+                client.remove(document_id)
+                click.echo(f"removed {document_id}")
+        return
+    config = load(config_path, data)
+    from gateway.desk import open_library
+
+    with open_library(config) as library:
+        for document_id in document_ids:
+            library.whole.remove(document_id)
+            click.echo(f"removed {document_id}")
+
+
+def _all_documents(collection: str | None, url: str | None, data: str | None, config_path: Path | None) -> Any:
+    """Every document as a dict, a page at a time."""
+    import msgspec
+
+    limit, offset = 200, 0
+    if url:
+        from gateway.client import Client
+
+        with Client(url) as client:
+            while page := client.documents(collection=collection, offset=offset, limit=limit):
+                yield from page
+                offset += len(page)
+        return
+    config = load(config_path, data)
+    from gateway.desk import open_library
+
+    with open_library(config) as library:
+        while page := library.whole.documents(collection=collection, offset=offset, limit=limit)[0]:
+            yield from map(msgspec.to_builtins, page)
+            offset += len(page)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@data_option
+@config_option
+def backup(file: Path, data: str | None, config_path: Path | None) -> None:
+    """Copy the library to FILE, also while a server is using it.
+
+    FILE holds everything: documents, passages, embeddings, who may read what.  Bring it back by
+    `refdesk restore FILE`.
+    """
+    config = load(config_path, data)
+    from retrieval.backup import back_up
+
+    count = back_up(config.data_dir, file)
+    click.echo(f"{count} documents, {file.stat().st_size / 2**20:.1f} MiB in {file}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--replace", is_flag=True, help="Also where there is a library already; that one is kept beside it.")
+@data_option
+@config_option
+def restore(file: Path, replace: bool, data: str | None, config_path: Path | None) -> None:
+    """Make the library what FILE holds, a backup.  No server may be using it."""
+    config = load(config_path, data)
+    from retrieval.backup import restore as bring_back
+
+    count = bring_back(file, config.data_dir, replace)
+    click.echo(f"{count} documents in {config.data_dir}")
