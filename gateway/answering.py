@@ -26,6 +26,7 @@ from inference import Backend, ChatPrompt, Finished, GenerationRequest, Sampling
 from retrieval import ANYBODY, Filters, Passage, Principal, Quote, View, sentences
 
 REFUSAL = "Nothing in the documents answers this."
+_UNQUOTED = str.maketrans(dict.fromkeys('"“”„«»*', " "))
 REFUSAL_EMPTY = "There are no documents to answer from yet. Add some, then ask again."
 
 
@@ -147,7 +148,8 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     )
     if refused:
         desk.metrics.answers.labels("refused").inc()
-        yield Delta(REFUSAL if passages else REFUSAL_EMPTY)
+        empty = not passages and not (await desk.read(view.documents, limit=1))[1]
+        yield Delta(REFUSAL_EMPTY if empty else REFUSAL)
         yield Grounds([], [])
         yield Spent(UsageView(), clock.timings(retrieval_ms=retrieval_ms))
         yield Done(ask.request_id, "refused")
@@ -270,7 +272,8 @@ def usage_view(usage: Usage) -> UsageView:
 def _search_text(ask: Ask) -> str:
     """A follow-up is rarely a question of its own: look for it together with the one before it."""
     before = [turn.content for turn in ask.history if turn.role == "user"]
-    return f"{before[-1]}\n{ask.question}" if before else ask.question
+    # What the earlier one had in quotation marks was asked of that one.
+    return f"{before[-1].translate(_UNQUOTED)}\n{ask.question}" if before else ask.question
 
 
 def _given_first(

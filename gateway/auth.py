@@ -12,41 +12,52 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from litestar.params import Dependency
+from msgspec.structs import replace
 
-from gateway.config import AccessConfig
+from gateway.config import AccessConfig, ConfigError
 from gateway.errors import ApiError
 from retrieval import ANYBODY, EVERYBODY, Principal, View
+from retrieval.access import checked
 
 OPEN = Principal(frozenset((EVERYBODY,)), steward=True)
 PUBLIC_SCOPE = "public"
 
-Asker = Annotated[Principal, Dependency(skip_validation=True)]
-
 
 def principals(config: AccessConfig) -> Callable[[Any], Principal]:
-    """What tells the principal of a connection."""
+    """What tells the principal of a connection.  Raises ConfigError for stewards that are no readers."""
+    try:
+        stewards = frozenset(map(checked, config.stewards))
+    except ValueError as error:
+        raise ConfigError(f"access.stewards: {error}") from error
     if config.mode == "open":
         return lambda connection: OPEN
-    return lambda connection: _by_headers(config, connection.headers)
+    return lambda connection: _by_headers(config, stewards, connection.headers)
 
 
-def _by_headers(config: AccessConfig, headers: Any) -> Principal:
-    user = headers.get(config.user_header, "").strip()
+def _by_headers(config: AccessConfig, stewards: frozenset[str], headers: Any) -> Principal:
+    user = _only(headers, config.user_header)
     if not user:
         return ANYBODY
-    groups = [name for each in headers.get(config.groups_header, "").split(",") if (name := each.strip())]
+    groups = [name for each in _only(headers, config.groups_header).split(",") if (name := each.strip())]
     try:
-        return Principal.of(
-            user,
-            groups,
-            headers.get(config.tenant_header, "").strip(),
-            steward=not set(groups).isdisjoint(config.stewards),
-        )
+        principal = Principal.of(user, groups, _only(headers, config.tenant_header))
     except ValueError as error:
         raise ApiError(400, "invalid_identity", f"the sign-in's headers make no sense: {error}") from error
+    return replace(principal, steward=not stewards.isdisjoint(principal.readers or ()))
+
+
+def _only(headers: Any, name: str) -> str:
+    """The header's text.  Two of a kind are refused: one of them may be the client's own."""
+    values = headers.getall(name, [])
+    if len(values) > 1:
+        raise ApiError(400, "invalid_identity", f"the header {name} comes more than once")
+    text = values[0].strip() if values else ""
+    try:
+        return text.encode("latin-1").decode("utf-8")  # as proxies write names; the server read it as latin-1
+    except UnicodeError:
+        return text
 
 
 class Scopes:

@@ -64,7 +64,7 @@ class ServerConfig(Section):
 class AccessConfig(Section):
     """Who asks.  `mode` "open": nobody signs in, all read what is public and may change it.  "headers": a proxy in
     front of refdesk, and nothing but it, may reach it, and says in these headers who was signed in; groups are parted
-    by commas, and members of `stewards` may change all that they may read."""
+    by commas.  `stewards`: readers, as group:NAME or group:TENANT/NAME, who may change all that they may read."""
 
     mode: Literal["open", "headers"] = "open"
     user_header: str = "X-Forwarded-User"

@@ -77,6 +77,7 @@ class Desk:
         # Ingestion waits for its own kind only: a long upload must not keep searches from a thread.
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="library-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="library-write")
+        self._changer = ThreadPoolExecutor(1, thread_name_prefix="library-change")
         self._opening: list[asyncio.Task[None]] = []
 
     @property
@@ -140,10 +141,15 @@ class Desk:
             logger.warning("closing took longer than %s s; leaving", CLOSE_SECONDS)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown(wait=False, cancel_futures=True)
+        self._changer.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one of the library's reading calls in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *args, **kwargs))
+
+    async def change(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run a change that must not wait for documents that are being read: a removal, or who may read."""
+        return await asyncio.get_running_loop().run_in_executor(self._changer, partial(function, *args, **kwargs))
 
     async def write(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one of the library's changing calls in a thread, one at a time."""

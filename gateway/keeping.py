@@ -25,9 +25,8 @@ from gateway.options import Collection, Text, config_option, data_option, load, 
     "readers",
     multiple=True,
     type=Text(),
-    default=("public",),
-    show_default=True,
-    help="Who may read them: public, tenant:NAME, group:NAME or user:NAME; may be given several times.",
+    help="Who may read them: public (the default for new ones), tenant:NAME, group:NAME or user:NAME (of a tenant "
+    "group:TENANT/NAME, user:TENANT/NAME); may be given several times.",
 )
 @click.option("--tag", "tags", multiple=True, type=Text(), help="A tag for filters; may be given several times.")
 @data_option
@@ -50,18 +49,19 @@ def ingest(
     config = load(config_path, data)
     from gateway.desk import open_library
     from gateway.reporting import Progress, summary
-    from retrieval.access import checked
+    from retrieval.ingest import Into
 
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise click.ClickException(f"{missing[0]} does not exist")
     try:
-        for reader in readers:
-            checked(reader)
+        Into(collection, readers or None, "", tags or None).check()
     except ValueError as error:
-        raise click.UsageError(f"--reader: {error}") from error
+        raise click.UsageError(str(error)) from error
     with open_library(config) as library, Progress() as progress:
-        report = library.ingest_paths(paths, collection=collection, readers=readers, tags=tags, progress=progress)
+        report = library.ingest_paths(
+            paths, collection=collection, readers=readers or None, tags=tags or None, progress=progress
+        )
     for name, reason in report.failed:
         click.echo(f"refdesk: not read: {name}: {reason}", err=True)
     for name, reason in report.unread:

@@ -30,13 +30,14 @@ ENCODED_NAME = re.compile(r";\s*filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^\s;
 
 
 class Upload(msgspec.Struct, frozen=True):
-    """What was sent; `name` is only a name, without the folders before it; `readers` None where nothing was said."""
+    """What was sent; `name` is only a name, without the folders before it; `readers` and `tags` None where nothing was
+    said."""
 
     name: str
     content: bytes
     collection: str
     readers: list[str] | None
-    tags: list[str]
+    tags: list[str] | None
 
 
 @dataclass
@@ -65,7 +66,7 @@ async def read_upload(request: Request[Any, Any, Any]) -> Upload:
             raise ApiError(400, "missing_field", f"file is missing: {WANTED}", param="file")
         collection = await _collection(*parts["collection"]) if "collection" in parts else DEFAULT_COLLECTION
         readers = await _listed("readers", *parts["readers"]) if "readers" in parts else None
-        tags = await _listed("tags", *parts["tags"]) if "tags" in parts else []
+        tags = await _listed("tags", *parts["tags"]) if "tags" in parts else None
         segment, content = parts["file"]
         return Upload(_file_name(segment), await _content(content), collection, readers, tags)
 
@@ -120,12 +121,12 @@ async def _text(field: str, segment: MultipartSegment, content: UploadFile) -> s
         raise _invalid(field, f"it is not valid {segment.charset or 'UTF-8'}") from None
 
 
-async def _listed(field: str, segment: MultipartSegment, content: UploadFile) -> list[str]:
-    """What commas part."""
+async def _listed(field: str, segment: MultipartSegment, content: UploadFile) -> list[str] | None:
+    """What commas part; None for a field that was left empty."""
     names = [name for each in (await _text(field, segment, content)).split(",") if (name := each.strip())]
     if len(names) > MAX_LISTED or not all(len(name) <= MAX_NAME_CHARACTERS and is_text(name) for name in names):
         raise _invalid(field, f"send at most {MAX_LISTED} names, of {MAX_NAME_CHARACTERS} characters at most")
-    return names
+    return names or None
 
 
 async def _collection(segment: MultipartSegment, content: UploadFile) -> str:

@@ -5,8 +5,9 @@
     group:acme/hr     the members of a tenant's group; group:hr where there are no tenants
     user:acme/ada     one person; user:ada where there are no tenants
 
-A document without readers is nobody's: deny when unknown.  Groups and users of a tenant are named with it, so that a
-name in one tenant never stands for somebody in another.
+A slash within a name is written %2F (and % as %25), so that no name of one kind is ever one of another.  A document
+without readers is nobody's: deny when unknown.  Groups and users of a tenant are named with it, so that a name in one
+tenant never stands for somebody in another.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class Principal(Struct, frozen=True):
     @classmethod
     def of(cls, user: str = "", groups: Iterable[str] = (), tenant: str = "", steward: bool = False) -> Principal:
         """A person as a sign-in tells of them.  Raises ValueError for a name that can't be one."""
-        readers = {EVERYBODY, *(qualified(f"group:{group}", tenant) for group in groups)}
+        readers = {EVERYBODY, *(_named("group", group, tenant) for group in groups)}
         if tenant:
-            readers.add(checked(f"tenant:{tenant}"))
-        name = qualified(f"user:{user}", tenant) if user else ""
+            readers.add(checked(f"tenant:{_escaped(tenant)}"))
+        name = _named("user", user, tenant) if user else ""
         return cls(frozenset(readers | {name} - {""}), name, steward)
 
     @property
@@ -63,13 +64,25 @@ ANYBODY = Principal(frozenset((EVERYBODY,)))
 
 
 def qualified(reader: str, tenant: str) -> str:
-    """A reader as people of `tenant` name it ("group:hr") as it is stored ("group:acme/hr").  Raises ValueError."""
+    """A reader as people of `tenant` name it ("group:hr") or as they are shown it ("group:acme/hr"), as it is stored.
+    `tenant` as it is stored.  Raises ValueError."""
     kind, _, name = checked(reader).partition(":")
-    if kind in ("group", "user") and tenant:
-        return f"{kind}:{tenant}/{name}"
-    if kind == "tenant" and tenant and name != tenant:
-        raise ValueError(f"{reader!r} is another tenant than {tenant!r}")
+    if kind in ("group", "user"):
+        if tenant:
+            name = name.removeprefix(f"{tenant}/")
+        name = _escaped(name.replace("%2F", "/").replace("%25", "%"))
+        return checked(f"{kind}:{tenant}/{name}" if tenant else f"{kind}:{name}")
+    if kind == "tenant" and name != tenant:
+        raise ValueError(f"{reader!r} is not the tenant {tenant!r}" if tenant else f"{reader!r}: there are no tenants")
     return reader
+
+
+def _named(kind: str, name: str, tenant: str) -> str:
+    return checked(f"{kind}:{_escaped(tenant)}/{_escaped(name)}" if tenant else f"{kind}:{_escaped(name)}")
+
+
+def _escaped(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")
 
 
 def checked(reader: str) -> str:

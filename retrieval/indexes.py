@@ -57,7 +57,7 @@ class Indexes:
             self.words.add(slots, [each.length for each in added], [each.codes for each in added])
             if self.table.sparse:
                 self.table, self.words = PassageTable(), LexicalIndex()
-                self._open_table()
+                self._open_table(keep=False)  # this very write is not over
             if self.vectors is None and added:
                 self.vectors = VectorIndex(self._embedder.dim)
             if self.vectors is not None:
@@ -90,32 +90,30 @@ class Indexes:
 
     # inside
 
-    def _open_table(self) -> None:
+    def _open_table(self, keep: bool = True) -> None:
+        """`keep` what had to be counted again in the store."""
         started = time.perf_counter()
         facts = self._store.facts()
         words = self._store.words(lexical.WORDS_RECIPE)
         missing = [each.number for each in facts if each.number not in words]
         if missing:
-            words |= self._count_words_again(missing)
+            words |= self._count_words_again(missing, keep)
         slots = self.table.add(facts)
         known = [words[each.number] for each in facts]
         self.words.add(slots, [length for length, _ in known], [codes for _, codes in known])
         if facts:
             log.info("words of %d passages indexed in %.2f s", len(facts), time.perf_counter() - started)
 
-    def _count_words_again(self, numbers: list[int]) -> dict[int, tuple[int, bytes]]:
+    def _count_words_again(self, numbers: list[int], keep: bool) -> dict[int, tuple[int, bytes]]:
         log.info("counting the words of %d passages", len(numbers))
         found: dict[int, tuple[int, bytes]] = {}
-        with self._store.write() as change:
-            for start in range(0, len(numbers), 1000):
-                rows = self._store.passages(OPERATOR, numbers[start : start + 1000])
-                some = {
-                    number: lexical.encode(row.passage.title, row.passage.heading, row.passage.text)
-                    for number, row in rows.items()
-                }
-                change.set_words([(number, length, codes) for number, (length, codes) in some.items()])
-                found |= some
-            change.commit()
+        for start in range(0, len(numbers), 1000):
+            for number, row in self._store.passages(OPERATOR, numbers[start : start + 1000]).items():
+                found[number] = lexical.encode(row.passage.title, row.passage.heading, row.passage.text)
+        if keep:
+            with self._store.write() as change:
+                change.set_words([(number, length, codes) for number, (length, codes) in found.items()])
+                change.commit()
         return found
 
     def _mirrored(self) -> Mirrored:

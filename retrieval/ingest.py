@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
-from retrieval.access import EVERYBODY
+from retrieval.access import EVERYBODY, checked
 from retrieval.change import NewDocument
 from retrieval.embedding import SharedEmbedder
 from retrieval.errors import UnreadableFile
+from retrieval.fetching import Fetched
 from retrieval.formats.media_types import PARSER_VERSION, is_readable_name
 from retrieval.formats.parsed import Parsed
 from retrieval.records import IngestReport, ProgressEvent
@@ -34,12 +35,31 @@ Progress = Callable[[ProgressEvent], None]
 
 
 class Into(Struct, frozen=True):
-    """Where documents go, who may read them, whose they are."""
+    """Where documents go, who may read them, whose they are.  Where `readers` or `tags` is None a document keeps those
+    that it has; a new one gets the `usual` readers and no tags.  An owner reads what is theirs."""
 
     collection: str
-    readers: tuple[str, ...] = (EVERYBODY,)
+    readers: tuple[str, ...] | None = None
     owner: str = ""
-    tags: tuple[str, ...] = ()
+    tags: tuple[str, ...] | None = None
+    usual: tuple[str, ...] = (EVERYBODY,)
+
+    def check(self) -> None:
+        """Raises ValueError for what is no reader or no tag."""
+        for reader in (*(self.readers or ()), *self.usual):
+            checked(reader)
+        for tag in self.tags or ():
+            if not tag.strip() or not tag.isprintable() or len(tag) > 200:
+                raise ValueError(f"{tag!r} is no tag: give it 1 to 200 letters that can be seen")
+
+    def readers_after(self, stored: StoredVersion | None) -> tuple[str, ...]:
+        """Sorted, each once."""
+        readers = self.readers if self.readers is not None else stored.readers if stored else self.usual
+        return tuple(sorted({*readers, self.owner} - {""}))
+
+    def tags_after(self, stored: StoredVersion | None) -> tuple[str, ...]:
+        tags = self.tags if self.tags is not None else stored.tags if stored else ()
+        return tuple(sorted(set(tags)))
 
 
 class Candidate(Struct):
@@ -72,7 +92,6 @@ class Ingestion:
         progress: Progress | None,
     ):
         self._into = into
-        self._readers = "\n".join(sorted(set(into.readers)))
         self._embedder = embedder
         self._reader = reader
         self._settings = settings
@@ -123,8 +142,8 @@ class Ingestion:
             raise UnreadableFile(candidate.source, f"can't be read: {error.strerror or error}") from error
         content_hash = hashlib.sha256(data).hexdigest()
         stored = self._stored(self._into.collection, candidate.source, self._into.owner)
-        now = (content_hash, self._recipe, self._readers)
-        if stored is not None and (stored.content_hash, stored.recipe, stored.readers) == now:
+        readers, tags = self._into.readers_after(stored), self._into.tags_after(stored)
+        if stored == StoredVersion(stored.document_id if stored else "", content_hash, self._recipe, readers, tags):
             return None
         parsed = candidate.parse(self._reader, data)
         settings = self._settings
@@ -142,10 +161,10 @@ class Ingestion:
             pages=len(parsed.page_starts) if parsed.page_starts else None,
             text=parsed.text,
             passages=passages,
-            readers=self._into.readers,
+            readers=readers,
             owner=self._into.owner,
             modified_at=candidate.modified(),
-            tags=self._into.tags,
+            tags=tags,
         )
         return Prepared(document, stored is not None)
 
@@ -210,6 +229,10 @@ def bytes_candidate(name: str, data: bytes, max_bytes: int) -> Candidate:
     return Candidate(
         name, lambda: checked_size(name, data, max_bytes), lambda reader, data: reader.read_file(name, data)
     )
+
+
+def url_candidate(url: str, fetched: Fetched) -> Candidate:
+    return Candidate(url, lambda: fetched.data, lambda reader, data: reader.read_file(fetched.name, data))
 
 
 def text_candidate(name: str, title: str, text: str, media_type: str) -> Candidate:

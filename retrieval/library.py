@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from retrieval import ingest
-from retrieval.access import EVERYBODY, OPERATOR, Principal, checked
+from retrieval.access import EVERYBODY, OPERATOR, Principal
 from retrieval.change import NewDocument
 from retrieval.embedding import Embedder, SentenceTransformerEmbedder, SharedEmbedder
 from retrieval.errors import RetrievalError, StoreError, UnknownCollection, UnreadableFile
+from retrieval.fetching import fetch
 from retrieval.files import DirectoryLock
 from retrieval.indexes import Indexes
 from retrieval.quoting import Quoter
@@ -128,17 +129,18 @@ class Library:
         paths: Iterable[Path | str],
         *,
         collection: str = "default",
-        readers: Sequence[str] = (EVERYBODY,),
-        tags: Sequence[str] = (),
+        readers: Sequence[str] | None = None,
+        tags: Sequence[str] | None = None,
         progress: ingest.Progress | None = None,
     ) -> IngestReport:
         """Add files and folders (all the way down).  What hasn't changed is skipped, what has is replaced; a file
         that can't be read is in `failed` with the reason.  Sources are absolute paths.  `readers` as `retrieval.access`
-        names them; the operator owns what comes this way.  Raises UnknownCollection for a collection without a name,
-        and ValueError for what is no reader, as all ways in do."""
+        names them, and `tags`, are those of before (of a new one public, and none) where not given; the operator owns
+        what comes this way.  Raises UnknownCollection for a collection without a name, and ValueError for what is no
+        reader or no tag, as all ways in do."""
         files, skipped = ingest.find_files(paths)
         candidates = (ingest.file_candidate(file, self._settings.max_file_bytes) for file in files)
-        into = ingest.Into(collection, tuple(readers), tags=tuple(tags))
+        into = ingest.Into(collection, _given(readers), "", _given(tags))
         return self._ingest(candidates, len(files), into, progress, skipped)
 
     def ingest_documents(
@@ -146,12 +148,12 @@ class Library:
         documents: Iterable[tuple[str, str, str, str]],
         collection: str = "default",
         progress: ingest.Progress | None = None,
-        readers: Sequence[str] = (EVERYBODY,),
+        readers: Sequence[str] | None = None,
     ) -> IngestReport:
         """Add texts: (name, title, text, media type) each; title "" takes the text's own."""
         listed = list(documents)
         candidates = (ingest.text_candidate(*each) for each in listed)
-        return self._ingest(candidates, len(listed), ingest.Into(collection, tuple(readers)), progress, 0)
+        return self._ingest(candidates, len(listed), ingest.Into(collection, _given(readers)), progress, 0)
 
     def ingest_bytes(
         self,
@@ -159,24 +161,47 @@ class Library:
         data: bytes,
         *,
         collection: str = "default",
-        readers: Sequence[str] = (EVERYBODY,),
+        readers: Sequence[str] | None = None,
         owner: str = "",
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | None = None,
+        usual: Sequence[str] = (EVERYBODY,),
     ) -> Document:
         """Add one upload of `owner`; theirs of the same name is replaced where the content is another one, and stays
-        what it was where it isn't.  Raises UnreadableFile, UnknownCollection."""
+        what it was where it isn't.  `usual` readers are those of a new one where none are given.  Raises
+        UnreadableFile, UnknownCollection, ValueError."""
         name = ingest.printable(name) or "unnamed"
         candidate = ingest.bytes_candidate(name, data, self._settings.max_file_bytes)
-        into = ingest.Into(collection, tuple(readers), owner, tuple(tags))
-        report = self._ingest([candidate], 1, into, None, 0, save=False)
-        if report.failed:
-            raise UnreadableFile(*report.failed[0], report.codes[name])
-        stored = self._store.version(collection, name, owner)
-        if stored is None:
-            raise UnreadableFile(name, "it was removed by someone else while it was added; add it again")
-        return self.whole.document(stored.document_id).document
+        into = ingest.Into(collection, _given(readers), owner, _given(tags), tuple(usual))
+        return self._ingest_one(candidate, into)
+
+    def ingest_url(
+        self,
+        url: str,
+        *,
+        collection: str = "default",
+        readers: Sequence[str] | None = None,
+        owner: str = "",
+        tags: Sequence[str] | None = None,
+        usual: Sequence[str] = (EVERYBODY,),
+    ) -> Document:
+        """Add what is at an address of the public internet (`retrieval.fetching`), which becomes its source; the rest
+        is as in `ingest_bytes`."""
+        into = ingest.Into(collection, _given(readers), owner, _given(tags), tuple(usual))
+        into.check()
+        fetched = fetch(url, self._settings.max_file_bytes, self._settings.fetch_seconds)
+        return self._ingest_one(ingest.url_candidate(ingest.printable(url), fetched), into)
 
     # inside
+
+    def _ingest_one(self, candidate: ingest.Candidate, into: ingest.Into) -> Document:
+        source = candidate.source
+        report = self._ingest([candidate], 1, into, None, 0, save=False)
+        if report.failed:
+            raise UnreadableFile(*report.failed[0], report.codes[source])
+        stored = self._store.version(into.collection, source, into.owner)
+        if stored is None:
+            raise UnreadableFile(source, "it was removed by someone else while it was added; add it again")
+        return self.whole.document(stored.document_id).document
 
     def _ingest(
         self,
@@ -189,8 +214,7 @@ class Library:
     ) -> IngestReport:
         if not into.collection.strip():
             raise UnknownCollection(into.collection)
-        for reader in into.readers:
-            checked(reader)
+        into.check()
         with self._ingesting:
             run = ingest.Ingestion(
                 into=into,
@@ -225,3 +249,7 @@ class Library:
             vectors = self._indexes.vectors
             known = vectors.vectors_of([n for n in numbers.values() if n is not None]) if vectors else {}
         return {passage_id: known[n] for passage_id, n in numbers.items() if n in known}
+
+
+def _given(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)

@@ -20,6 +20,8 @@ from retrieval.formats.parsed import Parsed
 
 log = logging.getLogger(__name__)
 
+# What it gets of ours: no keys, no secrets.
+_ENVIRONMENT = frozenset(("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"))
 _ROOT = Path(__file__).parents[1]
 
 
@@ -57,22 +59,32 @@ class Sandbox:
 
     def _ask(self, job: Job) -> Parsed:
         with self._turn:
-            channel = self._started()
+            fresh = self._channel is None
             try:
-                send(channel, job)
-                reply = msgspec.msgpack.decode(receive(channel), type=Reply)
-            except TimeoutError:
-                self._end()
-                raise self._too_slow(job.name) from None
-            except (EOFError, ConnectionError):
-                raise self._died(job.name) from None
-            except BaseException:  # its answer to this would be taken for that to the next one
-                self._end()
-                raise
-            if isinstance(reply, Done):
-                return reply.parsed
-            if reply.code == "parse_memory":
-                self._end()
+                return self._answered(job)
+            except UnreadableFile as error:
+                # What files before it left in the process must not be held against this one.
+                if fresh or error.code not in ("parse_memory", "parser_crashed") or self._channel is not None:
+                    raise
+            return self._answered(job)
+
+    def _answered(self, job: Job) -> Parsed:
+        channel = self._started()
+        try:
+            send(channel, job)
+            reply = msgspec.msgpack.decode(receive(channel), type=Reply)
+        except TimeoutError:
+            self._end()
+            raise self._too_slow(job.name) from None
+        except (EOFError, ConnectionError):
+            raise self._died(job.name) from None
+        except BaseException:  # its answer to this would be taken for that to the next one
+            self._end()
+            raise
+        if isinstance(reply, Done):
+            return reply.parsed
+        if reply.code == "parse_memory":
+            self._end()
         raise UnreadableFile(reply.name, reply.reason, reply.code)
 
     def _started(self) -> socket.socket:
@@ -80,9 +92,11 @@ class Sandbox:
             self._end()
         if self._channel is None:
             ours, theirs = socket.socketpair()
-            command = [sys.executable, "-m", "retrieval.formats.worker", str(theirs.fileno())]
+            # -P: what lies in the current folder is not imported.
+            command = [sys.executable, "-P", "-m", "retrieval.formats.worker", str(theirs.fileno())]
             command += [str(self._megabytes), str(self._seconds)]
             path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+            environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
             with theirs:
                 try:
                     self._process = subprocess.Popen(
@@ -90,7 +104,8 @@ class Sandbox:
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
                         pass_fds=(theirs.fileno(),),
-                        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                        env=environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                        start_new_session=True,  # Ctrl-C is meant for us
                     )
                 except BaseException:
                     ours.close()

@@ -6,9 +6,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from typing import Annotated
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from retrieval.lexical import words_of
@@ -17,6 +18,7 @@ from retrieval.store import PassageRow
 
 MAX_QUERY_CHARACTERS = 2000  # the embedder reads less than that anyway
 _MAX_TERMS = 48
+_MAX_PHRASES = 8
 _WORD = re.compile(r"[^\W_]+")
 _QUOTED = re.compile(r'(?<!\w)["“„«]([^"“”„«»]{1,500})["”“»](?!\w)')
 _PREFIX = re.compile(r"(?<!\S)([^\W_]{2,})\*(?!\S)")
@@ -29,15 +31,18 @@ _COMMON_WORDS = (
 _COMMON = frozenset(words_of(_COMMON_WORDS))
 
 
+Values = Annotated[tuple[Annotated[str, Meta(max_length=1000)], ...], Meta(max_length=100)]
+
+
 class Filters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What passages must be to be found.  Any of the values of a field will do, and every field that has values must
     be met.  `sources` are what a source begins with.  `since` and `until` are days (2026-11-02) of the document's own
     date, both included; a document without a date meets neither."""
 
-    collections: tuple[str, ...] = ()
-    media_types: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
+    collections: Values = ()
+    media_types: Values = ()
+    tags: Values = ()
+    sources: Values = ()
     since: date | None = None
     until: date | None = None
 
@@ -67,7 +72,8 @@ def phrases_of(query: str) -> list[str]:
     (words that begin so): passages must have them.  Every word is quoted, so no operator of the user's is read as
     syntax."""
     found = [f'"{" ".join(words)}"' for quoted in _QUOTED.findall(query) if (words := _WORD.findall(quoted))]
-    return found + [f'"{word}"*' for word in _PREFIX.findall(_QUOTED.sub(" ", query))]
+    found += [f'"{word}"*' for word in _PREFIX.findall(_QUOTED.sub(" ", query))]
+    return list(dict.fromkeys(found))[:_MAX_PHRASES]
 
 
 def fuse(rankings: Sequence[tuple[float, Sequence[int]]], constant: int) -> list[tuple[int, float]]:

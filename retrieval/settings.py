@@ -19,6 +19,7 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `relevance_floor`: the best cosine below which a search counts as "nothing answers this";
     `python -m loadtests.retrieval_floor` shows the trade.  `support_floor`: the cosine from which a
     sentence counts as support for a statement.
+    `fetch_seconds`: how long fetching one address may take.
     `read_seconds` and `read_memory_mb`: what reading one file may take, in a process of its own.
     `threads`: cores that the embedder may use; torch's default where None.
     """
@@ -36,5 +37,6 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sentence_cache: Count = 32_768
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     max_file_bytes: Count = 64 * 1024 * 1024
+    fetch_seconds: Annotated[float, Meta(gt=0)] = 60.0
     read_seconds: Annotated[float, Meta(gt=0)] = 120.0
     read_memory_mb: Annotated[int, Meta(ge=64)] = 1024

@@ -28,12 +28,13 @@ _IDLE_READERS = 8
 
 
 class StoredVersion(Struct):
-    """`readers` sorted, a line each."""
+    """`readers` and `tags` sorted."""
 
     document_id: str
     content_hash: str
     recipe: str
-    readers: str
+    readers: tuple[str, ...]
+    tags: tuple[str, ...]
 
 
 class PassageRow(Struct):
@@ -138,11 +139,11 @@ class Store:
         """Which version of an owner's source is stored, if any."""
         with self._reader() as db:
             row = db.execute(
-                "SELECT d.document_id, d.content_hash, d.recipe, a.readers FROM documents d "
+                f"SELECT d.document_id, d.content_hash, d.recipe, a.readers, {_TAGS} FROM documents d "
                 "JOIN access a ON a.id = d.access WHERE d.collection = ? AND d.source = ? AND d.owner = ?",
                 [collection, source, owner],
             ).fetchone()
-        return StoredVersion(*row) if row else None
+        return StoredVersion(*row[:3], *(tuple(sorted(_lines(each))) for each in row[3:])) if row else None
 
     def access_of(self, principal: Principal) -> list[int] | None:
         """The rows of `access` that let this principal read; None for all."""
@@ -172,12 +173,13 @@ class Store:
                     found[number] = PassageRow(passage, collection, media_type, ordinal)
         return found
 
-    def matching(self, tags: Sequence[str], sources: Sequence[str]) -> np.ndarray | None:
-        """The documents with any of these tags and with a source that begins with any of these: int64 [n]; None where
-        neither is asked for."""
+    def matching(self, principal: Principal, tags: Sequence[str], sources: Sequence[str]) -> np.ndarray | None:
+        """The documents with any of these tags and with a source that begins with any of these, of those that may be
+        read: int64 [n]; None where neither is asked for."""
         if not tags and not sources:
             return None
-        conditions, values = [], []
+        seen, values = _seen_by(principal)
+        conditions = [seen]
         if tags:
             conditions.append(f"id IN (SELECT document FROM tags WHERE tag IN ({_marks(tags)}))")
             values += tags
@@ -186,13 +188,18 @@ class Store:
             conditions.append(f"({begins})")
             values += [value for source in sources for value in (len(source), source)]
         with self._reader() as db:
-            rows = db.execute(f"SELECT id FROM documents WHERE {' AND '.join(conditions)}", values)
+            rows = db.execute(f"SELECT id FROM documents d WHERE {' AND '.join(conditions)}", values)
             return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
-    def containing(self, match: str) -> np.ndarray:
-        """The passages that match an FTS5 expression, made safe already: int64 [n]."""
+    def containing(self, principal: Principal, match: str) -> np.ndarray:
+        """The passages that match an FTS5 expression, made safe already, of those that may be read: int64 [n]."""
+        seen, values = _seen_by(principal)
         with self._reader() as db:
-            rows = db.execute("SELECT rowid FROM passage_text WHERE passage_text MATCH ?", [match])
+            rows = db.execute(
+                "SELECT p.id FROM passage_text JOIN passages p ON p.id = passage_text.rowid "
+                f"JOIN documents d ON d.id = p.document WHERE passage_text MATCH ? AND {seen}",
+                [match, *values],
+            )
             return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
     def facts(self) -> list[PassageFacts]:
@@ -299,16 +306,20 @@ class Store:
         )
 
 
+_TAGS = "(SELECT group_concat(tag, char(10)) FROM tags WHERE document = d.id)"
 _DOCUMENT = (
     "d.document_id, d.title, d.source, d.media_type, d.collection, d.content_hash, d.characters, d.passages, d.pages, "
-    "d.added_at, d.owner, d.modified_at, a.readers, "
-    "(SELECT group_concat(tag, char(10)) FROM tags WHERE document = d.id ORDER BY tag)"
+    f"d.added_at, d.owner, d.modified_at, a.readers, {_TAGS}"
 )
 
 
 def _document(row: Sequence) -> Document:
     *fields, readers, tags = row
-    return Document(*fields, readers.split("\n") if readers else [], tags.split("\n") if tags else [])
+    return Document(*fields, sorted(_lines(readers)), sorted(_lines(tags)))
+
+
+def _lines(text: str | None) -> list[str]:
+    return text.split("\n") if text else []
 
 
 def _seen_by(principal: Principal) -> tuple[str, list[str]]:

@@ -94,13 +94,14 @@ class View:
         self._quoter.forget()
 
     def share(self, document_id: str, readers: Sequence[str]) -> Document:
-        """From now on these may read a document and nobody else.  Raises UnknownDocument, NotAllowed, and ValueError
-        for what is no reader."""
+        """From now on its owner and these may read a document and nobody else.  Raises UnknownDocument, NotAllowed, and
+        ValueError for what is no reader."""
         for reader in readers:
             checked(reader)
-        self._check_owner(document_id)
+        owner = self._check_owner(document_id)
+        readers = {*readers, owner} - {""}
         with self._store.write() as change:
-            change.set_readers(document_id, readers)
+            change.set_readers(document_id, sorted(readers))
             self._indexes.apply(change)
         self._quoter.forget()
         return self._store.document(Principal(None), document_id).document
@@ -161,18 +162,21 @@ class View:
             access=self._store.access_of(self.principal),
             collections=[collection] if collection is not None else filters.collections or None,
             media_types=filters.media_types or None,
-            documents=self._store.matching(filters.tags, filters.sources),
+            documents=self._store.matching(self.principal, filters.tags, filters.sources),
             since=filters.since_day,
             until=filters.until_day,
         )
         for phrase in phrases_of(query):
-            mask &= np.isin(self._indexes.table["number"], self._store.containing(phrase))
+            mask &= np.isin(self._indexes.table["number"], self._store.containing(self.principal, phrase))
         return mask
 
     def _check_collection(self, collection: str | None) -> None:
         if collection is not None and collection not in (known := self.collections()):
             raise UnknownCollection(collection, known)
 
-    def _check_owner(self, document_id: str) -> None:
-        if not self.principal.may_change(self.document(document_id).document.owner):
+    def _check_owner(self, document_id: str) -> str:
+        """Whose it is."""
+        owner = self.document(document_id).document.owner
+        if not self.principal.may_change(owner):
             raise NotAllowed(document_id)
+        return owner

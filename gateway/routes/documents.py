@@ -14,10 +14,12 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from gateway.config import Config
 from gateway.desk import Desk
 from gateway.errors import ApiError, Problem
+from gateway.naming import DEFAULT_COLLECTION, collection_name
 from gateway.uploads import UploadOperation, read_upload
-from gateway.wire import JsonBody
+from gateway.wire import CollectionName, JsonBody, plain_text
 from retrieval import Document, Principal
 from retrieval.access import qualified
+from retrieval.ingest import Into
 
 BAD_REQUEST = {400: ResponseSpec(Problem, description="The request is not valid", generate_examples=False)}
 NOT_FOUND = {404: ResponseSpec(Problem, description="No such document", generate_examples=False)}
@@ -63,8 +65,7 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
         request: Request, desk: NamedDependency[Desk], principal: NamedDependency[Principal]
     ) -> Response[Document]:
         library = desk.library
-        if not (principal.name or principal.steward):
-            raise ApiError(403, "not_allowed", "sign in to add documents")
+        check_may_add(principal)
         sent = await read_upload(request)
         if len(sent.content) > most:
             raise ApiError(413, "too_large", f"{sent.name} is larger than {config.server.max_upload_mb} MB")
@@ -72,16 +73,13 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
             library.ingest_bytes,
             sent.name,
             sent.content,
-            collection=sent.collection,
-            readers=readers_of(principal, sent.readers),
-            owner=principal.name,
-            tags=sent.tags,
+            **into(principal, sent.collection, sent.readers, sent.tags),
         )
         return Response(
             document, status_code=201, headers={"Location": f"/v1/documents/{document.document_id}"}
         )  # fmt: skip
 
-    return [upload, listing, document, share, remove]
+    return [upload, add_address, listing, document, share, remove]
 
 
 @get("/v1/documents", tags=["documents"], summary="List documents", responses=BAD_REQUEST)
@@ -111,6 +109,63 @@ async def document(
     return DocumentView(document=found.document, text=found.text)
 
 
+class FromAddress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is at `url`, on the public internet; `readers` as for an upload."""
+
+    url: Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+    collection: CollectionName = DEFAULT_COLLECTION
+    readers: list[str] | None = None
+    tags: Annotated[list[str], msgspec.Meta(max_length=100)] | None = None
+
+
+@post(
+    "/v1/documents/url",
+    dto=JsonBody[FromAddress],
+    return_dto=None,
+    status_code=201,
+    tags=["documents"],
+    summary="Add what is at an address",
+    description="Only http and https on the public internet, whatever its name resolves to or redirects to.",
+    responses=BAD_REQUEST
+    | {422: ResponseSpec(Problem, description="It can't be fetched, or not be read", generate_examples=False)},
+)
+async def add_address(
+    desk: NamedDependency[Desk], principal: NamedDependency[Principal], data: JSONBody[FromAddress]
+) -> Document:
+    check_may_add(principal)
+    # Among those who read: a slow server elsewhere must not keep uploads waiting.
+    return await desk.read(
+        desk.library.ingest_url,
+        plain_text(data.url, "url", max_characters=2000),
+        **into(principal, data.collection, data.readers, data.tags),
+    )
+
+
+def check_may_add(principal: Principal) -> None:
+    if not (principal.name or principal.steward):
+        raise ApiError(403, "not_allowed", "sign in to add documents")
+
+
+def into(principal: Principal, collection: str, readers: list[str] | None, tags: list[str] | None) -> dict[str, Any]:
+    """Where a document of theirs goes.  Raises ApiError that names the field at fault."""
+    try:
+        collection = collection_name(collection)
+    except ValueError as error:
+        raise ApiError(400, "invalid_value", f"collection: {error}", param="collection") from error
+    named = None if readers is None else readers_of(principal, readers)
+    try:
+        Into(collection, tags=None if tags is None else tuple(tags)).check()
+    except ValueError as error:
+        raise ApiError(400, "invalid_value", f"tags: {error}", param="tags") from error
+    return {
+        "collection": collection,
+        "readers": named,
+        "owner": principal.name,
+        "tags": tags,
+        "usual": principal.usual_readers,
+    }
+
+
 class Readers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Who may read: public, tenant:NAME, group:NAME or user:NAME; nobody else may."""
 
@@ -132,13 +187,11 @@ async def share(
     document_id: FromPath[str],
     data: JSONBody[Readers],
 ) -> Document:
-    return await desk.write(desk.library.seen_by(principal).share, document_id, readers_of(principal, data.readers))
+    return await desk.change(desk.library.seen_by(principal).share, document_id, readers_of(principal, data.readers))
 
 
-def readers_of(principal: Principal, given: list[str] | None) -> tuple[str, ...]:
+def readers_of(principal: Principal, given: list[str]) -> tuple[str, ...]:
     """As they are stored.  Raises ApiError for what is no reader, or one of another tenant."""
-    if given is None:
-        return principal.usual_readers
     try:
         return tuple(qualified(reader, principal.tenant) for reader in given)
     except ValueError as error:
@@ -155,4 +208,4 @@ def readers_of(principal: Principal, given: list[str] | None) -> tuple[str, ...]
 async def remove(
     desk: NamedDependency[Desk], principal: NamedDependency[Principal], document_id: FromPath[str]
 ) -> None:
-    await desk.write(desk.library.seen_by(principal).remove, document_id)
+    await desk.change(desk.library.seen_by(principal).remove, document_id)

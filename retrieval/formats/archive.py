@@ -74,7 +74,7 @@ def read_archive(name: str, archive: Archive, read_member: ReadMember, title: st
     for member in sorted(archive.names):
         shown = clean_text(member.replace("\\", "/"))
         parts = shown.lower().split("/")
-        if any(part.startswith(".") for part in parts) or shown.lower().startswith(_NOT_MEANT):
+        if any(part.startswith(".") and part.strip(".") for part in parts) or shown.lower().startswith(_NOT_MEANT):
             continue
         try:
             builder.embed(read_member(shown, archive.read(member)), shown)

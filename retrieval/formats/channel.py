@@ -9,6 +9,8 @@ from msgspec import Struct
 
 from retrieval.formats.parsed import Parsed
 
+MAX_MESSAGE = 256 * 1024 * 1024  # bytes
+
 
 class Job(Struct, array_like=True):
     """A file's bytes, or (with `media_type` not None) a text in UTF-8."""
@@ -38,12 +40,15 @@ def send(channel: socket.socket, message: Job | Reply) -> None:
     channel.sendall(data)
 
 
-def receive(channel: socket.socket) -> bytes:
-    """Raises EOFError when the other end is closed."""
-    return _exactly(channel, int.from_bytes(_exactly(channel, 8), "little"))
+def receive(channel: socket.socket) -> bytearray:
+    """Raises EOFError when the other end is closed, or says more than anything has to say."""
+    count = int.from_bytes(_exactly(channel, 8), "little")
+    if count > MAX_MESSAGE:
+        raise EOFError
+    return _exactly(channel, count)
 
 
-def _exactly(channel: socket.socket, count: int) -> bytes:
+def _exactly(channel: socket.socket, count: int) -> bytearray:
     data = bytearray(count)
     at = 0
     while at < count:
@@ -51,4 +56,4 @@ def _exactly(channel: socket.socket, count: int) -> bytes:
         if not got:
             raise EOFError
         at += got
-    return bytes(data)
+    return data

@@ -48,7 +48,8 @@ class TextBuilder:
         title = " ".join(title.split())
         if not title:
             return
-        self._path = [(depth, name) for depth, name in self._path if depth < level] + [(level, title)]
+        named = title if len(title) <= 300 else title[:299] + "…"  # every section below repeats it
+        self._path = [(depth, name) for depth, name in self._path if depth < level] + [(level, named)]
         self._open(tuple(name for _, name in self._path))
         self.write(title + "\n\n")
 

@@ -22,14 +22,17 @@ def read_pptx(data: bytes, title: str = "") -> Parsed:
         named = clean_text(head.text_frame.text).strip() if head is not None and head.has_text_frame else ""
         builder.heading(1, named or f"Slide {number}")
         for shape in _shapes(slide.shapes):
-            if head is not None and shape.shape_id == head.shape_id:
+            if head is not None and shape._element is head._element:
                 continue
             if getattr(shape, "has_table", False) and shape.has_table:
                 for row in shape.table.rows:
                     builder.row([clean_text(cell.text_frame.text) for cell in row.cells])
                 builder.write("\n")
             elif getattr(shape, "has_chart", False) and shape.has_chart:
-                _write_chart(shape.chart, builder)
+                try:
+                    _write_chart(shape.chart, builder)
+                except (ValueError, KeyError, AttributeError, NotImplementedError):  # kinds that python-pptx lacks
+                    builder.unread.append(f"slide {number}: the numbers of a chart")
             elif shape.has_text_frame:
                 _write_paragraphs(shape.text_frame, builder)
         if slide.has_notes_slide and (frame := slide.notes_slide.notes_text_frame) is not None:

@@ -77,7 +77,8 @@ def binary_type(name: str, data: bytes) -> str:
     elif data.startswith(_OLE):
         found = _ole_type(name, data)
     for magic, kind in _UNREAD.items():
-        if data.startswith(magic):
+        # A text may begin with the letters of one, but has no byte of zeros.
+        if data.startswith(magic) and (b"\0" in data[:512] or not magic.isascii() or magic.startswith(b"{")):
             raise UnreadableFile(name, f"it is {kind}, which is not read ({READABLE} are)")
     if named == PDF:
         raise UnreadableFile(name, f"named .pdf, but it is {found or _kind(data)}")

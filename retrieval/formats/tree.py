@@ -66,7 +66,7 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
             continue
         name = local_name(node)
         if leaving:
-            if name in _HEADINGS:
+            if name in _HEADINGS and row is None:
                 title = "".join(line)
                 line.clear()
                 builder.heading(below + _HEADINGS[name], title)

@@ -2,13 +2,16 @@
 
 It gets a job over the socket FD, answers, and waits for the next one, until the other end is closed.  For what may be
 hostile it has little: so much memory more than it starts with, so many seconds of a processor for each file, a few open
-files, none that it may write much to, and no network.  Whoever started it watches the clock (`retrieval.sandbox`).
+files, none that it may write much to, and no network (where the kernel lets it give that up; no reader in Python opens
+a connection in any case).  Whoever started it watches the clock (`retrieval.sandbox`).
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import ctypes
 import resource
+import signal
 import socket
 import sys
 from typing import NoReturn
@@ -19,6 +22,7 @@ from retrieval.errors import UnreadableFile
 from retrieval.formats import reading
 from retrieval.formats.channel import Done, Job, Refused, Reply, receive, send
 
+_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # of <linux/sched.h>
 _OPEN_FILES = 64
 _WRITTEN_BYTES = 1024 * 1024
 
@@ -66,11 +70,9 @@ def shut_in(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (_WRITTEN_BYTES, _WRITTEN_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     socket.socket.connect = socket.socket.connect_ex = _no_network  # type: ignore[method-assign, assignment]
-    if hasattr(os, "unshare"):  # Python 3.12
-        try:
-            os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
-        except OSError:  # not every container allows it
-            return
+    # And none for what is not Python, where the kernel lets us: a network of its own has nobody in it.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK)
 
 
 def _no_network(*address: object) -> NoReturn:
@@ -78,6 +80,9 @@ def _no_network(*address: object) -> NoReturn:
 
 
 def main() -> None:
+    # It ends when its channel does: a service's own end must not cut off the file that is being read.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
     import trafilatura  # noqa: F401  here, so that its memory and time are no file's
 

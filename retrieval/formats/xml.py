@@ -58,7 +58,10 @@ def _write_plain(root: etree._Element, builder: TextBuilder) -> None:
         builder.write(clean_text(text) + "\n" if text else "")
 
     mixed = 0  # open elements that hold text beside elements
-    for event, node in etree.iterwalk(root, events=("start", "end")):
+    for event, node in etree.iterwalk(root, events=("start", "end", "comment", "pi")):
+        if event in ("comment", "pi"):  # nothing of them but what follows
+            line.append(node.tail or "")
+            continue
         within = len(node) and bool((node.text or "").strip() or any((child.tail or "").strip() for child in node))
         if event == "start":
             if not mixed:

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from litestar.datastructures import Headers
 from litestar.testing import TestClient
 
 from gateway.app import create_app
 from gateway.auth import principals
-from gateway.config import AccessConfig, AnswersConfig, Config
+from gateway.config import AccessConfig, AnswersConfig, Config, ConfigError
+from gateway.errors import ApiError
 from retrieval import Library, Principal, RetrievalSettings
 from retrieval.formats import reading
 from tests.gateway.fakes import FakeBackend
@@ -36,7 +38,7 @@ def library(tmp_path: Path) -> Iterator[Library]:
 
 @pytest.fixture
 def client(library: Library) -> Iterator[TestClient]:
-    config = Config(access=AccessConfig(mode="headers", stewards=["keepers"]), answers=AnswersConfig(reads=4))
+    config = Config(access=AccessConfig(mode="headers", stewards=["group:keepers"]), answers=AnswersConfig(reads=4))
     backend = FakeBackend(["It says so."])
     with TestClient(create_app(config, library=library, backend=backend), raise_server_exceptions=False) as client:
         client.model = backend
@@ -145,6 +147,14 @@ def test_nobody_adds_nothing_and_odd_names_are_refused(client: TestClient):
     assert (refused.status_code, refused.json()["code"]) == (403, "not_allowed")
     odd = client.post("/v1/search", headers={"X-Forwarded-User": "a" * 300}, json={"query": "pump"})
     assert (odd.status_code, odd.json()["code"]) == (400, "invalid_identity")
+    inside = {"url": "http://127.0.0.1:8080/metrics"}
+    assert client.post("/v1/documents/url", json=inside).status_code == 403
+    forbidden = client.post("/v1/documents/url", headers=ADA, json=inside)
+    assert (forbidden.status_code, forbidden.json()["code"]) == (422, "url_forbidden")
+    assert client.post("/v1/documents/url", headers=ADA, json={**inside, "tags": ["a\nb"]}).json()["param"] == "tags"
+    many = {"query": "pump", "filters": {"sources": ["x"] * 101}}
+    assert client.post("/v1/search", headers=ADA, json=many).status_code == 400
+    assert upload(client, ADA, name="e.md", readers="").json()["readers"] == ["user:ada"], "an empty field says nothing"
     assert upload(client, ADA, readers="group:hr,everyone").json()["param"] == "readers"
     assert upload(client, ADA, readers=",".join(f"group:g{i}" for i in range(200))).status_code == 400
 
@@ -153,10 +163,19 @@ def test_a_tenant_is_a_world_of_its_own(client: TestClient):
     acme = {**ADA, "X-Forwarded-Tenant": "acme"}
     other = {**ADA, "X-Forwarded-Tenant": "other"}
     document_id = upload(client, acme, readers="group:hr").json()["document_id"]
-    assert client.get(f"/v1/documents/{document_id}", headers=acme).json()["document"]["readers"] == ["group:acme/hr"]
+    assert client.get(f"/v1/documents/{document_id}", headers=acme).json()["document"]["readers"] == [
+        "group:acme/hr",
+        "user:acme/ada",
+    ]
     for who in (other, ADA):
         assert client.get(f"/v1/documents/{document_id}", headers=who).status_code == 404
-    assert upload(client, acme, name="b.md").json()["readers"] == ["tenant:acme"]
+    assert upload(client, acme, name="b.md").json()["readers"] == ["tenant:acme", "user:acme/ada"]
+    shown = client.get(f"/v1/documents/{document_id}", headers=acme).json()["document"]["readers"]
+    again = client.put(f"/v1/documents/{document_id}/readers", headers=acme, json={"readers": shown})
+    assert again.json()["readers"] == shown
+    keeper = {**EVE, "X-Forwarded-Tenant": "acme"}
+    (news,) = [d for d in client.get("/v1/documents", headers=keeper).json()["documents"] if d["title"] == "News"]
+    assert client.delete(f"/v1/documents/{news['document_id']}", headers=keeper).status_code == 403, "of another tenant"
     assert upload(client, acme, name="c.md", readers="tenant:other").status_code == 400
 
 
@@ -184,6 +203,13 @@ def test_open_to_all_reads_what_is_public_only(library: Library):
 
 
 def test_principals_are_what_the_headers_say():
-    headers = {"X-Forwarded-User": "ada", "X-Forwarded-Groups": "hr,, keepers"}
-    told = principals(AccessConfig(mode="headers", stewards=["keepers"]))(SimpleNamespace(headers=headers))
+    headers = Headers({"X-Forwarded-User": "ada", "X-Forwarded-Groups": "hr,, keepers"})
+    told = principals(AccessConfig(mode="headers", stewards=["group:keepers"]))(SimpleNamespace(headers=headers))
     assert told == Principal(frozenset(("public", "user:ada", "group:hr", "group:keepers")), "user:ada", True)
+    andre = Headers([(b"x-forwarded-user", "andré".encode())])
+    assert principals(AccessConfig(mode="headers"))(SimpleNamespace(headers=andre)).name == "user:andré"
+    twice = Headers([(b"x-forwarded-user", b"ada"), (b"x-forwarded-user", b"bob")])
+    with pytest.raises(ApiError, match="more than once"):  # one of them may be the client's own
+        principals(AccessConfig(mode="headers"))(SimpleNamespace(headers=twice))
+    with pytest.raises(ConfigError, match="access.stewards: 'keepers'"):
+        principals(AccessConfig(stewards=["keepers"]))

@@ -45,7 +45,7 @@ def docx_file() -> bytes:
     content.append(table._tbl)
     control.append(content)
     assert control.find(qn("w:sdtContent")) is not None
-    return _saved(document)
+    return saved(document)
 
 
 def pptx_file() -> bytes:
@@ -56,10 +56,10 @@ def pptx_file() -> bytes:
         slide.placeholders[1].text_frame.text = body
         if notes:
             slide.notes_slide.notes_text_frame.text = notes
-    return _saved(presentation)
+    return saved(presentation)
 
 
-def _saved(document) -> bytes:
+def saved(document) -> bytes:
     buffer = io.BytesIO()
     document.save(buffer)
     return buffer.getvalue()

@@ -33,8 +33,48 @@ def test_who_is_what():
     for name in ("", "everyone", "group:", "team:x", "group:a\nb", "user: x"):
         with pytest.raises(ValueError, match="no reader"):
             qualified(name, "")
-    with pytest.raises(ValueError, match="another tenant"):
-        qualified("tenant:other", "acme")
+    for tenant in ("acme", ""):
+        with pytest.raises(ValueError, match="tenant"):
+            qualified("tenant:other", tenant)
+    with pytest.raises(ValueError, match="no reader"):
+        Principal.of("u" * 150, [], "t" * 150)
+
+
+def test_no_name_is_somebody_elses():
+    people = [("c", "a/b"), ("b/c", "a"), ("a/b/c", ""), ("a%2Fb/c", ""), ("c", "a%2Fb")]
+    names = {Principal.of(user, [], tenant).name for user, tenant in people}
+    assert len(names) == len(people)
+    assert Principal.of("ada", ["/hr"]).readers == {"public", "user:ada", "group:%2Fhr"}, "as Keycloak names groups"
+    for who, tenant in ((Principal.of("ada", ["/hr", "a%b"], "x/y"), "x%2Fy"), (Principal.of("ada", ["/hr"]), "")):
+        assert who.tenant == tenant
+        for reader in who.readers - {"public"}:
+            assert qualified(reader, tenant) == reader, "what is shown can be sent back"
+    assert qualified("group:hr", "acme") == "group:acme/hr" == qualified("group:acme/hr", "acme")
+
+
+def test_what_is_not_said_again_stays(library: Library, tmp_path: Path):
+    (tmp_path / "a.md").write_text("# Pay\n\nPay rises.")
+    library.ingest_paths([tmp_path / "a.md"], readers=["group:hr"], tags=["pay"])
+    assert library.ingest_paths([tmp_path / "a.md"]).unchanged
+    (tmp_path / "a.md").write_text("# Pay\n\nPay falls.")
+    assert library.ingest_paths([tmp_path / "a.md"]).updated
+    (document,) = library.whole.documents()[0]
+    assert (document.readers, document.tags) == (["group:hr"], ["pay"])
+    library.whole.share(document.document_id, ["group:it"])
+    library.ingest_paths([tmp_path / "a.md"], tags=["money", "pay"])
+    (document,) = library.whole.documents()[0]
+    assert (document.readers, document.tags) == (["group:it"], ["money", "pay"])
+    for wrong in ("", " ", "a\nb", "x" * 300):
+        with pytest.raises(ValueError, match="no tag"):
+            library.ingest_paths([tmp_path / "a.md"], tags=[wrong])
+
+
+def test_an_owner_reads_what_is_theirs(library: Library):
+    made = library.ingest_bytes("a.md", b"Pumps.", readers=["group:it"], owner="user:eve")
+    eve = library.seen_by(Principal.of("eve"))
+    assert eve.document(made.document_id).document.readers == ["group:it", "user:eve"]
+    assert eve.share(made.document_id, []).readers == ["user:eve"]
+    eve.remove(made.document_id)
     with pytest.raises(ValueError, match="no reader"):
         Principal.of("a\nb")
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from email.message import EmailMessage
 from pathlib import Path
 
+import pptx
 import pytest
+from pptx.chart.data import CategoryChartData
+from pptx.enum.chart import XL_CHART_TYPE
 
 from retrieval import UnreadableFile
 from retrieval.formats import media_types
 from retrieval.formats.reading import read_file
-from tests.retrieval.making import docx_file, eml_file, epub_file, pptx_file, xlsx_file, zipped
+from tests.retrieval.making import docx_file, eml_file, epub_file, pptx_file, saved, xlsx_file, zipped
 
 DATA = Path("../shared/data/documents")
 
@@ -129,8 +133,43 @@ def test_notebooks_and_feeds():
 
 
 def test_other_xml_gives_its_text():
-    parsed = read_file("a.xml", b"<doc><t>Title</t><p>One <b>bold</b> word.</p><!-- no --></doc>")
+    parsed = read_file("a.xml", b"<doc><t>Title</t><p>One <b>bold</b> <!-- no -->word<?no no?>.</p><!-- no --></doc>")
     assert parsed.text == "Title\nOne bold word.\n"
+
+
+def test_headings_in_tables_do_not_break_what_follows():
+    page = "<table><tr><td><h2>Menu</h2></td></tr></table><p>One.</p><p>Two.</p><h2>Last</h2><ul><li>Three</li></ul>"
+    mail = EmailMessage()
+    mail["Subject"] = "News"
+    mail.set_content(page, subtype="html")
+    text = read_file("a.eml", mail.as_bytes()).text
+    assert text.endswith("Menu\n\nOne.\n\nTwo.\n\nLast\n\n- Three\n\n")
+
+
+@pytest.mark.parametrize(
+    "text", ["RIFF RAFF, the servant", "ID3 is a tree of decisions", "GIF89a and others", "Rar! they cry"]
+)
+def test_a_text_may_begin_as_other_files_do(text: str):
+    assert read_file("a.txt", text.encode()).text == text
+
+
+def test_a_chart_of_a_kind_that_is_not_read_costs_itself_only(monkeypatch: pytest.MonkeyPatch):
+    presentation = pptx.Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+    slide.shapes.title.text = "Sales"
+    data = CategoryChartData()
+    data.categories = ["May", "June"]
+    data.add_series("Pumps", (3, 4.5))
+    slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, 0, 0, 5_000_000, 3_000_000, data)
+    parsed = read_file("a.pptx", saved(presentation))
+    assert parsed.text == "Sales\n\nMay | June\nPumps | 3 | 4.5\n\n" or "Pumps | 3 | 4.5" in parsed.text
+
+    def unknown(*_):
+        raise ValueError("unsupported plot type bar3DChart")
+
+    monkeypatch.setattr("retrieval.formats.slides._write_chart", unknown)
+    parsed = read_file("a.pptx", saved(presentation))
+    assert (parsed.text.strip(), parsed.unread) == ("Sales", ["slide 1: the numbers of a chart"])
 
 
 def test_an_archive_is_one_document_with_a_section_for_each_file():
@@ -139,7 +178,7 @@ def test_an_archive_is_one_document_with_a_section_for_each_file():
         "all.zip",
         zipped(
             {
-                "b/rules.docx": docx_file(),
+                "./b/rules.docx": docx_file(),
                 "a.md": "# Alpha\n\nFirst.\n\n## Beta\n\nSecond.\n",
                 "inner.zip": inner,
                 "photo.jpg": b"\xff\xd8\xff...",
@@ -149,9 +188,9 @@ def test_an_archive_is_one_document_with_a_section_for_each_file():
         ),
     )
     assert [section.path for section in parsed.sections if len(section.path) > 1][:3] == [
+        ("./b/rules.docx", "Trains"),
+        ("./b/rules.docx", "Trains", "Flights"),
         ("a.md", "Alpha"),
-        ("a.md", "Alpha", "Beta"),
-        ("b/rules.docx", "Trains"),
     ]
     for section in parsed.sections:
         if section.path and "." not in section.path[-1]:

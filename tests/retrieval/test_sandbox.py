@@ -131,6 +131,36 @@ def test_no_entity_is_followed(member: str, tmp_path):
         assert "haha" not in parsed.text
 
 
+def test_nothing_is_imported_from_where_one_stands(sandbox: Sandbox, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("msgspec.py", "csv.py", "retrieval.py"):
+        (tmp_path / name).write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET_KEY", "canary")
+    assert sandbox.read_file("a.csv", b"a,b\n1,2\n").text
+    environment = open(f"/proc/{sandbox._process.pid}/environ", "rb").read()  # noqa: SIM115
+    assert b"canary" not in environment
+
+
+def test_what_files_left_behind_is_not_held_against_the_next(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """A reader that keeps memory of every file: the one at which it is full is read by a fresh process."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if any(word.startswith('retrieval.formats.worker') for word in sys.orig_argv):\n"
+        "    from retrieval.formats import reading\n"
+        "    well, kept = reading.read_file, []\n"
+        "    def keeping(name, data):\n"
+        "        kept.append(bytearray(100 * 2**20))\n"
+        "        return well(name, data)\n"
+        "    reading.read_file = keeping\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    sandbox = Sandbox(seconds=60, megabytes=256)
+    try:
+        assert [sandbox.read_file(f"{i}.txt", b"hello").text for i in range(5)] == ["hello"] * 5
+    finally:
+        sandbox.close()
+
+
 def test_a_library_reads_in_a_process_of_its_own(tmp_path, embedder):
     with Library.open(tmp_path / "data", embedder=embedder) as library:
         library.ingest_bytes("a.md", b"# Hello\n\nThere you are.")

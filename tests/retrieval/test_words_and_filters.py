@@ -154,6 +154,19 @@ def test_files_have_the_date_of_their_last_change(library: Library, tmp_path):
     assert found(since=date(1997, 5, 19), until=date(2024, 10, 4)) == ["new.txt", "old.txt"]
 
 
+def test_many_removals_make_the_columns_anew(library: Library, monkeypatch: pytest.MonkeyPatch):
+    """Also where the stored words of a passage have been damaged since the start."""
+    monkeypatch.setattr(PassageTable, "sparse", property(lambda table: True))
+    for i in range(6):
+        library.ingest_bytes(f"{i}.txt", f"The gate{i}x is red.".encode())
+    with library._store.write() as change:
+        change._db.execute("UPDATE words SET codes = X'00'")
+        change.commit()
+    library.whole.remove(library.whole.search("gate2x", top_k=1).passages[0].document_id)
+    for i in (0, 1, 3, 4, 5):
+        assert library.whole.search(f"gate{i}x", top_k=1).passages[0].source == f"{i}.txt"
+
+
 def test_one_document_does_not_fill_the_page(library: Library):
     long = "\n\n".join(f"## Gate {i}\n\n{' '.join(f'The gate {i} opens at {j}.' for j in range(30))}" for i in range(9))
     library.ingest_bytes("long.md", f"# Gates\n\n{long}".encode())
