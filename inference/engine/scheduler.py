@@ -19,6 +19,8 @@ from inference.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
+Urgency = tuple[bool, bool, int, int, float]  # the least goes first
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -171,18 +173,40 @@ class Scheduler:
                 break
 
     def _by_urgency(self, now: float) -> list[Sequence]:
-        """The first of those that wait, whoever is to be admitted first at the head."""
+        """The first of those that wait, whoever is to be admitted first at the head.  A request that awaits documents
+        has them to compute as well, and a document that is computed for others is as urgent as whoever awaits it most:
+        so one request after the other gets all that it needs, rather than all of them their documents first."""
         policy = self.policy
+        window = list(islice(self.waiting, policy.look_ahead))
+        compiling = {s.request_id: s for s in window if s.compiles}
+        compiling |= {name: s for name, s in self.running.items() if s.compiles}
 
-        def urgency(sequence: Sequence) -> tuple[bool, bool, int, int, float]:
+        def urgency(sequence: Sequence, more: int = 0) -> Urgency:
             waited = now - sequence.arrived
             if sequence.preemptions or waited >= policy.age_limit_seconds:
                 return (False, not sequence.preemptions, 0, 0, sequence.arrived)
-            uncached = self._uncached(sequence)
+            uncached = self._uncached(sequence) + more
             band = (uncached // 64).bit_length() - int(waited / policy.ageing_seconds)
             return (True, True, sequence.priority, band, sequence.arrived)
 
-        return sorted(islice(self.waiting, policy.look_ahead), key=urgency)
+        own: dict[str, Urgency] = {}
+        lent: dict[str, Urgency] = {}  # to the documents, by those who await them
+        for sequence in window:
+            awaited = sequence.reuse.awaits if sequence.reuse is not None else ()
+            documents = [compiling[name] for name in awaited if name in compiling]
+            more = sum(s.pending if s.request_id in self.running else self._uncached(s) for s in documents)
+            own[sequence.request_id] = urgency(sequence, more)
+            for document in documents:
+                lent[document.request_id] = min(
+                    own[sequence.request_id], lent.get(document.request_id, own[sequence.request_id])
+                )
+
+        def key(sequence: Sequence) -> Urgency:
+            mine = own[sequence.request_id]
+            hurries = not mine[0]  # preempted, or has waited too long
+            return mine if hurries else lent.get(sequence.request_id, mine)
+
+        return sorted(window, key=key)
 
     def _comes(self, sequence: Sequence, start: int, ahead: list[Sequence]) -> bool:
         """Whether the block of `sequence` at token `start` is about to be computed for one of those `ahead`.  They are
