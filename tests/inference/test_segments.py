@@ -337,3 +337,21 @@ def test_who_has_all_documents_goes_before_who_has_them_computed(model: Llama):
     assert told == ["ready"]
     assert len(core._sequences["new"].reuse.awaits) >= 2  # most of it is still to be computed
     drain(core)
+
+
+def test_a_burst_is_served_one_after_the_other(model: Llama):
+    """Not all documents of all first: whoever comes first gets what they await, and their answer, before the last."""
+    core = make(model, 0.1, max_tokens=64)
+    prompts = [Parts(HEAD, tuple(document(60 + 3 * i + j, 150) for j in range(3)), (7, i)) for i in range(3)]
+    for parts in prompts:
+        core.expect(parts, "public")
+    for i, parts in enumerate(prompts):
+        ask(core, f"{i}", parts, 1)
+        assert len(core._sequences[f"{i}"].reuse.awaits) == 3
+    told: list[str] = []
+    while not told:
+        told += [output.request_id for output in core.step()]
+    assert told == ["0"]
+    assert len(core._sequences["2"].reuse.awaits) == 3
+    told += [output.request_id for outputs in drain(core).values() for output in outputs]
+    assert told == ["0", "1", "2"]
