@@ -77,6 +77,8 @@ class Desk:
         # Ingestion waits for its own kind only: a long upload must not keep searches from a thread.
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="library-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="library-write")
+        # Neither must other people's servers, which may be slow.
+        self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="library-fetch")
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="library-change")
         self._opening: list[asyncio.Task[None]] = []
 
@@ -141,11 +143,16 @@ class Desk:
             logger.warning("closing took longer than %s s; leaving", CLOSE_SECONDS)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown(wait=False, cancel_futures=True)
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
         self._changer.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one of the library's reading calls in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *args, **kwargs))
+
+    async def fetch(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run a call that asks other servers."""
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, partial(function, *args, **kwargs))
 
     async def change(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a change that must not wait for documents that are being read: a removal, or who may read."""

@@ -45,7 +45,7 @@ class NewDocument(Struct):
 
 
 class Added(NamedTuple):
-    """A passage as the indexes take it; `codes` of its words as `lexical.encode` makes them."""
+    """A passage as the indexes take it; `vector` float32 [dim], `codes` of its words as `lexical.encode` makes them."""
 
     facts: PassageFacts
     vector: np.ndarray

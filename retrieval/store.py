@@ -43,7 +43,6 @@ class PassageRow(Struct):
     passage: Passage
     collection: str
     media_type: str
-    ordinal: int
 
 
 class Store:
@@ -163,14 +162,14 @@ class Store:
         with self._reader() as db:
             for start in range(0, len(numbers), 500):
                 some = list(numbers[start : start + 500])
-                for number, *fields, collection, media_type, ordinal in db.execute(
+                for number, *fields, collection, media_type in db.execute(
                     'SELECT p.id, d.document_id, d.title, d.source, p.heading, p.page, p."start", p."end", p.text, '
-                    "d.collection, d.media_type, p.ordinal FROM passages p JOIN documents d ON d.id = p.document "
+                    "d.collection, d.media_type FROM passages p JOIN documents d ON d.id = p.document "
                     f"WHERE p.id IN ({_marks(some)}) AND {seen}",
                     [*some, *values],
                 ):
                     passage = Passage(f"p{number}", *fields, 0.0)
-                    found[number] = PassageRow(passage, collection, media_type, ordinal)
+                    found[number] = PassageRow(passage, collection, media_type)
         return found
 
     def matching(self, principal: Principal, tags: Sequence[str], sources: Sequence[str]) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retrieval.access import ANYBODY, Principal, checked
+from retrieval.access import ANYBODY, OPERATOR, Principal, checked
 from retrieval.embedding import SharedEmbedder
 from retrieval.errors import NotAllowed, UnknownCollection, UnknownPassage
 from retrieval.indexes import Indexes
@@ -104,7 +104,7 @@ class View:
             change.set_readers(document_id, sorted(readers))
             self._indexes.apply(change)
         self._quoter.forget()
-        return self._store.document(Principal(None), document_id).document
+        return self._store.document(OPERATOR, document_id).document
 
     # passages
 

@@ -54,7 +54,7 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
         request_max_body_size=most + MULTIPART_OVERHEAD,
         tags=["documents"],
         summary="Add a document",
-        description="A document with the same name in the same collection is replaced.",
+        description="Your own document of the same name in the same collection is replaced.",
         responses=BAD_REQUEST
         | {
             413: ResponseSpec(Problem, description="Larger than this server takes", generate_examples=False),
@@ -133,8 +133,7 @@ async def add_address(
     desk: NamedDependency[Desk], principal: NamedDependency[Principal], data: JSONBody[FromAddress]
 ) -> Document:
     check_may_add(principal)
-    # Among those who read: a slow server elsewhere must not keep uploads waiting.
-    return await desk.read(
+    return await desk.fetch(
         desk.library.ingest_url,
         plain_text(data.url, "url", max_characters=2000),
         **into(principal, data.collection, data.readers, data.tags),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lxml import etree
 from lxml import html as lxml_html
 
 from retrieval.formats.markdown import read_markdown, strip_tags
 from retrieval.formats.parsed import Parsed, clean_text
+from retrieval.formats.tree import html_tree
 from retrieval.formats.underlined import read_text
 
 _BLOCKS = ("p", "div", "li", "tr", "br", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "td", "th", "pre")
@@ -20,7 +20,7 @@ def read_html(source: str, title: str = "") -> Parsed:
     import trafilatura  # a fifth of a second, and only pages need it
 
     source = clean_text(source)
-    tree = _tree(source)
+    tree = html_tree(source)
     if tree is None:
         return read_text("", title, "text/html")
     title = title or _title(tree)
@@ -38,16 +38,6 @@ def read_html(source: str, title: str = "") -> Parsed:
         if len(parsed.text) >= least:
             return parsed
     return read_text(visible, title, "text/html")
-
-
-def _tree(source: str) -> lxml_html.HtmlElement | None:
-    try:
-        # Bytes with the encoding said: an XML declaration inside a str would be refused.
-        return lxml_html.document_fromstring(
-            source.encode(), parser=lxml_html.HTMLParser(encoding="utf-8", huge_tree=True)
-        )
-    except (etree.ParserError, ValueError):
-        return None
 
 
 def _title(tree: lxml_html.HtmlElement) -> str:

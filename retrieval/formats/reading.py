@@ -15,10 +15,10 @@ from pathlib import PurePath
 from retrieval.errors import UnreadableFile
 from retrieval.formats import sniffing
 from retrieval.formats.archive import Archive, ReadMember, read_archive
-from retrieval.formats.data import read_json, read_json_lines
 from retrieval.formats.decoding import decode
 from retrieval.formats.epub import read_epub
 from retrieval.formats.html import read_html
+from retrieval.formats.json import read_json, read_json_lines
 from retrieval.formats.mail import read_eml, read_msg
 from retrieval.formats.markdown import read_markdown
 from retrieval.formats.media_types import (

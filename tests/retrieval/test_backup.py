@@ -75,9 +75,7 @@ def test_what_is_no_backup_is_refused(used: Library, tmp_path: Path, what: str):
         copy.write_bytes(data)
     else:
         with sqlite3.connect(copy) as db:
-            db.execute(f"PRAGMA user_version = {0 if what == 'another program' else 99}")
-            if what == "another program's":
-                db.execute("PRAGMA user_version = 0")
+            db.execute(f"PRAGMA user_version = {99 if what == 'newer' else 0}")
         db.close()
     with pytest.raises(StoreError):
         restore(copy, tmp_path / "new")
