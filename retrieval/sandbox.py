@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from retrieval.errors import UnreadableFile
-from retrieval.formats.channel import Done, Job, Reply, receive, send
+from retrieval.formats import progress
+from retrieval.formats.channel import Done, Job, Reading, Reply, receive, send
 from retrieval.formats.parsed import Parsed
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 # What it gets of ours: no keys, no secrets.
 _ENVIRONMENT = frozenset(("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"))
 _ROOT = Path(__file__).parents[1]
+_PATIENCE = 10
 
 
 class Reader(Protocol):
@@ -36,7 +39,9 @@ class Reader(Protocol):
 class Sandbox:
     """A `Reader` in a process with limits (`retrieval.formats.worker`), started at first use and after each death.
 
-    `seconds` on the clock and `megabytes` of memory are for one file.  One file at a time: others wait.
+    `seconds` of a processor and `megabytes` of memory are for one file, and the same seconds on the clock for each of
+    the parts that it tells of (`retrieval.formats.progress`), ten times as many for all.  One file at a time: others
+    wait.
     """
 
     def __init__(self, seconds: float, megabytes: int):
@@ -72,7 +77,11 @@ class Sandbox:
         channel = self._started()
         try:
             send(channel, job)
-            reply = msgspec.msgpack.decode(receive(channel), type=Reply)
+            until = time.monotonic() + _PATIENCE * self._seconds
+            while isinstance(reply := msgspec.msgpack.decode(receive(channel), type=Reply), Reading):
+                progress.tell(reply.done, reply.parts)
+                if time.monotonic() > until:
+                    raise TimeoutError
         except TimeoutError:
             self._end()
             raise self._too_slow(job.name) from None

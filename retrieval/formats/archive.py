@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 
 from retrieval.errors import UnreadableFile
+from retrieval.formats import progress
 from retrieval.formats.media_types import ZIP
 from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
 
@@ -71,7 +72,7 @@ class Archive:
 def read_archive(name: str, archive: Archive, read_member: ReadMember, title: str = "") -> Parsed:
     """Every file that can be read, by name, each a section; the others are `unread`."""
     builder = TextBuilder()
-    for member in sorted(archive.names):
+    for member in progress.each(sorted(archive.names)):
         shown = clean_text(member.replace("\\", "/"))
         parts = shown.lower().split("/")
         if any(part.startswith(".") and part.strip(".") for part in parts) or shown.lower().startswith(_NOT_MEANT):

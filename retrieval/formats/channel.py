@@ -21,6 +21,13 @@ class Job(Struct, array_like=True):
     title: str = ""
 
 
+class Reading(Struct, tag="reading", array_like=True):
+    """It goes on: so many parts of the file are done."""
+
+    done: int
+    parts: int
+
+
 class Done(Struct, tag="done", array_like=True):
     parsed: Parsed
 
@@ -31,7 +38,7 @@ class Refused(Struct, tag="refused", array_like=True):
     code: str
 
 
-Reply = Done | Refused
+Reply = Reading | Done | Refused
 
 
 def send(channel: socket.socket, message: Job | Reply) -> None:

@@ -8,6 +8,7 @@ import threading
 import pypdfium2
 
 from retrieval.errors import UnreadableFile
+from retrieval.formats import progress
 from retrieval.formats.parsed import Parsed, Section, clean_text
 
 # PDFium is not thread-safe, not even for two documents.
@@ -28,7 +29,7 @@ def read_pdf(name: str, data: bytes, title: str = "") -> Parsed:
             raise UnreadableFile(name, reason) from error
         try:
             title = title or _own_title(document)
-            pages = [_page_text(document, number) for number in range(len(document))]
+            pages = [_page_text(document, number) for number in progress.each(range(len(document)))]
         except pypdfium2.PdfiumError as error:
             raise UnreadableFile(name, f"the PDF is damaged ({error})") from error
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import python_calamine
 
 from retrieval.errors import UnreadableFile
+from retrieval.formats import progress
 from retrieval.formats.media_types import CSV
 from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
 
@@ -24,7 +25,7 @@ def read_workbook(name: str, data: bytes, media_type: str, title: str = "") -> P
     try:
         workbook = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
         builder = TextBuilder()
-        for sheet in workbook.sheet_names:
+        for sheet in progress.each(workbook.sheet_names):
             rows = workbook.get_sheet_by_name(sheet).to_python(skip_empty_area=True)
             cells = [[_cell(value) for value in row] for row in rows]
             if any(any(row) for row in cells):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pptx
 
+from retrieval.formats import progress
 from retrieval.formats.media_types import PPTX
 from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
 
@@ -16,7 +17,7 @@ def read_pptx(data: bytes, title: str = "") -> Parsed:
     """`title` "" takes the properties', else the first slide's."""
     presentation = pptx.Presentation(io.BytesIO(data))
     builder = TextBuilder()
-    for number, slide in enumerate(presentation.slides, 1):
+    for number, slide in enumerate(progress.each(presentation.slides), 1):
         builder.page()
         head = slide.shapes.title
         named = clean_text(head.text_frame.text).strip() if head is not None and head.has_text_frame else ""

@@ -1,15 +1,16 @@
 """The process in which files are read: `python -m retrieval.formats.worker FD MEGABYTES SECONDS`.
 
-It gets a job over the socket FD, answers, and waits for the next one, until the other end is closed.  For what may be
-hostile it has little: so much memory more than it starts with, so many seconds of a processor for each file, a few open
-files, none that it may write much to, and no network (where the kernel lets it give that up; no reader in Python opens
-a connection in any case).  Whoever started it watches the clock (`retrieval.sandbox`).
+It gets a job over the socket FD, tells how far it is, answers, and waits for the next one, until the other end is
+closed.  For what may be hostile it has little: so much memory more than it starts with, so many seconds of a processor
+for each file, a few open files, none that it may write much to, and no network (where the kernel lets it give that up;
+no reader in Python opens a connection in any case).  Whoever started it watches the clock (`retrieval.sandbox`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import resource
 import signal
 import socket
@@ -19,12 +20,13 @@ from typing import NoReturn
 import msgspec
 
 from retrieval.errors import UnreadableFile
-from retrieval.formats import reading
-from retrieval.formats.channel import Done, Job, Refused, Reply, receive, send
+from retrieval.formats import progress, reading
+from retrieval.formats.channel import Done, Job, Reading, Refused, Reply, receive, send
 
 _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # of <linux/sched.h>
 _OPEN_FILES = 64
 _WRITTEN_BYTES = 1024 * 1024
+_NICENESS = 10  # people's answers are computed on the same cores
 
 
 def answer(job: Job) -> Reply:
@@ -51,7 +53,8 @@ def serve(channel: socket.socket, seconds: float) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         most = int(used.ru_utime + used.ru_stime + seconds) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
-        reply = answer(job)
+        with progress.listening(lambda done, parts: send(channel, Reading(done, parts))):
+            reply = answer(job)
         try:
             send(channel, reply)
         except UnicodeEncodeError:
@@ -83,6 +86,7 @@ def main() -> None:
     # It ends when its channel does: a service's own end must not cut off the file that is being read.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(_NICENESS)
     channel = socket.socket(fileno=int(sys.argv[1]))
     import trafilatura  # noqa: F401  here, so that its memory and time are no file's
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from retrieval import Library, UnreadableFile
-from retrieval.formats import archive
+from retrieval.formats import archive, progress
 from retrieval.formats.reading import read_file
 from retrieval.sandbox import Sandbox
-from tests.retrieval.making import docx_file, zipped
+from tests.retrieval.making import docx_file, pptx_file, xlsx_file, zipped
+from tests.retrieval.test_parsing import empty_pdf
 
 MEGABYTE = 1024 * 1024
 
@@ -52,6 +54,46 @@ def test_a_process_that_dies_or_stops_costs_one_file(sandbox: Sandbox):
     os.kill(sandbox._process.pid, signal.SIGSTOP)
     sandbox._channel.settimeout(0.2)
     assert refused(sandbox, "slow.md", b"hello").code == "parse_timeout"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "parts"),
+    [
+        ("a.pdf", empty_pdf(3), 3),
+        ("a.pptx", pptx_file(), 2),
+        ("a.xlsx", xlsx_file(), 2),
+        ("a.zip", zipped({"a.pptx": pptx_file(), "b.md": "# B", "c.pdf": empty_pdf(4)}), 3),
+        ("a.md", b"# A", 0),
+    ],
+)
+def test_how_far_it_is_is_told_part_by_part(sandbox: Sandbox, name: str, data: bytes, parts: int):
+    told: list[tuple[int, int]] = []
+    with progress.listening(lambda done, of: told.append((done, of))), contextlib.suppress(UnreadableFile):
+        sandbox.read_file(name, data)
+    assert told == ([(done, parts) for done in range(parts + 1)] if parts else [])
+
+
+def test_who_listens_may_end_it(sandbox: Sandbox):
+    class Enough(BaseException):
+        pass
+
+    def stop(done: int, parts: int) -> None:
+        if done == 2:
+            raise Enough
+
+    with progress.listening(stop), pytest.raises(Enough):
+        sandbox.read_file("a.pdf", empty_pdf(50))
+    assert sandbox.read_file("next.md", b"# Next\n\nIt goes on.").title == "Next", "not the rest of the first"
+
+
+def test_answers_go_before_it(sandbox: Sandbox):
+    sandbox.read_file("a.md", b"hello")
+    assert os.getpriority(os.PRIO_PROCESS, sandbox._process.pid) >= min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+
+
+def test_parts_that_come_too_slowly_in_all(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("retrieval.sandbox._PATIENCE", 0)
+    assert refused(sandbox, "a.pdf", empty_pdf(3)).code == "parse_timeout"
 
 
 @pytest.mark.parametrize(
