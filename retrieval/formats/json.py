@@ -80,13 +80,13 @@ def _notebook(value: dict[str, Any], title: str) -> Parsed:
             first = first or part.title
             builder.embed(part)
         elif source.strip():
-            builder.write(clean_text(source).rstrip() + "\n\n")
+            builder.code(clean_text(source))
         for output in cell.get("outputs") or []:
             data = output.get("data") if isinstance(output, dict) else None
             printed = _joined(output.get("text") if isinstance(output, dict) else "")
             printed = printed or _joined(data.get("text/plain") if isinstance(data, dict) else "")
             if printed.strip():
-                builder.write(clean_text(printed[:_MOST_OUTPUT]).rstrip() + "\n\n")
+                builder.code(clean_text(printed[:_MOST_OUTPUT]))
     return builder.parsed(title or first, NOTEBOOK)
 
 

@@ -49,7 +49,7 @@ def read_markdown(text: str, title: str = "", media_type: str = "text/markdown")
         text = text[front.end() :]
     builder = TextBuilder()
     _write_blocks(_parser().parse(text), builder)
-    return Parsed(builder.text(), title or builder.first_heading(), media_type, builder.sections)
+    return builder.parsed(title, media_type)
 
 
 def _front_title(matter: str) -> str:
@@ -66,6 +66,7 @@ def _front_title(matter: str) -> str:
 def _write_blocks(tokens: list[Token], builder: TextBuilder) -> None:
     lists: list[int | None] = []  # per open list the next number, None for bullets
     item_begins = False
+    rows: list[list[str]] = []
     row: list[str] | None = None
     heading: int | None = None
     for token in tokens:
@@ -87,10 +88,11 @@ def _write_blocks(tokens: list[Token], builder: TextBuilder) -> None:
             case "tr_open":
                 row = []
             case "tr_close":
-                builder.write(" | ".join(row or []) + "\n")
+                rows.append(row or [])
                 row = None
             case "table_close":
-                builder.write("\n")
+                builder.table(rows)
+                rows = []
             case "inline":
                 content = _inline_text(token.children or [])
                 if heading is not None and not lists:
@@ -101,7 +103,7 @@ def _write_blocks(tokens: list[Token], builder: TextBuilder) -> None:
                     _write_paragraph(content, lists, item_begins, builder)
                     item_begins = False
             case "fence" | "code_block":
-                builder.write(token.content.rstrip("\n") + "\n\n")
+                builder.code(token.content)
             case "html_block":
                 # A comment that ends mid-block leaves its rest as text; tags go, lines stay.
                 plain = strip_tags(token.content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -15,10 +15,19 @@ class Section(Struct, frozen=True):
     path: tuple[str, ...]
 
 
+class Block(Struct, frozen=True, array_like=True):
+    """A table or some code, from `start` to `end`: a passage holds all of it or, where it is longer than that, whole
+    lines, which are its rows.  `named`: the first line names the columns of the others."""
+
+    start: int
+    end: int
+    named: bool = False
+
+
 class Parsed(Struct):
     """`text` is what all offsets refer to.  `sections` are in order and begin at 0; `page_starts` (None without
     pages) holds the offset of each page, page 1 first.  `unread`: parts of the file that gave no text (a picture in an
-    archive), each with the reason, in words."""
+    archive), each with the reason, in words.  `blocks` are in order and apart from each other."""
 
     text: str
     title: str
@@ -26,6 +35,7 @@ class Parsed(Struct):
     sections: list[Section]
     page_starts: list[int] | None = None
     unread: list[str] = []
+    blocks: list[Block] = []
 
 
 class TextBuilder:
@@ -38,6 +48,7 @@ class TextBuilder:
         self._pages: list[int] = []
         self.sections: list[Section] = [Section(0, ())]
         self.unread: list[str] = []
+        self.blocks: list[Block] = []
 
     def write(self, text: str) -> None:
         self._parts.append(text)
@@ -57,11 +68,22 @@ class TextBuilder:
         """What is written from here on stands on the next page."""
         self._pages.append(self._length)
 
-    def row(self, cells: Sequence[str]) -> None:
-        """A line of a table; nothing where all its cells are empty."""
-        cells = [" ".join(cell.split()) for cell in cells]
-        if any(cells):
+    def table(self, rows: Iterable[Sequence[str]], named: bool = True) -> None:
+        """A line for each row that is not all empty, and a blank one.  Not `named`: no row names the columns."""
+        start = self._length
+        filled = [cells for row in rows if any(cells := [" ".join(cell.split()) for cell in row])]
+        for cells in filled:
             self.write(" | ".join(cells).rstrip(" |") + "\n")
+        self._block(start, named and bool(filled) and names_columns(filled[0]))
+        self.write("\n")
+
+    def code(self, text: str) -> None:
+        """The lines as they stand, and a blank one."""
+        if text.strip():
+            start = self._length
+            self.write(text.rstrip() + "\n")
+            self._block(start)
+            self.write("\n")
 
     def embed(self, part: Parsed, heading: str = "") -> None:
         """Write a whole document that lies within this one, its sections below those that are open, under a heading of
@@ -72,6 +94,7 @@ class TextBuilder:
         start = self._length
         for section in part.sections:
             self._open((*above, *section.path), start + section.start)
+        self.blocks += [Block(start + each.start, start + each.end, each.named) for each in part.blocks]
         self.write(part.text.rstrip() + "\n\n")
         self._open(above)
         self.unread += [f"{heading}: {each}" if heading else each for each in part.unread]
@@ -81,7 +104,7 @@ class TextBuilder:
     def parsed(self, title: str, media_type: str) -> Parsed:
         """The whole; `title` "" takes the first heading."""
         title = " ".join(title.split())[:300] or self.first_heading()
-        return Parsed(self.text(), title, media_type, self.sections, self._pages or None, self.unread)
+        return Parsed(self.text(), title, media_type, self.sections, self._pages or None, self.unread, self.blocks)
 
     def _open(self, path: tuple[str, ...], start: int | None = None) -> None:
         start = self._length if start is None else start
@@ -89,11 +112,25 @@ class TextBuilder:
             self.sections.pop()
         self.sections.append(Section(start, path))
 
+    def _block(self, start: int, named: bool = False) -> None:
+        if start < self._length:
+            self.blocks.append(Block(start, self._length, named))
+
     def text(self) -> str:
         return "".join(self._parts)
 
     def first_heading(self) -> str:
         return next((section.path[0] for section in self.sections if section.path), "")
+
+
+def names_columns(row: Sequence[str]) -> bool:
+    """Whether a table's first row says what the columns are: some different words, none of them a number."""
+    words = [cell.strip() for cell in row if cell.strip()]
+    return 2 <= len(words) == len(set(words)) and not any(map(_is_number, words))
+
+
+def _is_number(word: str) -> bool:
+    return any(c.isdigit() for c in word) and not any(c.isalpha() for c in word)
 
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")

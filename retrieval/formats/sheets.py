@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import python_calamine
 
 from retrieval.errors import UnreadableFile
 from retrieval.formats import progress
 from retrieval.formats.media_types import CSV
-from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
+from retrieval.formats.parsed import Parsed, TextBuilder, clean_text, names_columns
 
 _DELIMITERS = ",;\t|"
 _HEADER_ROWS = 5  # among which the columns' names are looked for
@@ -51,19 +51,21 @@ def read_csv(text: str, title: str = "") -> Parsed:
 
 
 def _write_rows(rows: Sequence[Sequence[str]], builder: TextBuilder) -> None:
+    builder.table(_named_rows(rows), named=False)
+
+
+def _named_rows(rows: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
     at = _header(rows)
-    for row in rows[: at or 0]:
-        builder.row(row)
-    names = [" ".join(name.split()) for name in rows[at]] if at is not None else []
-    for row in rows[0 if at is None else at + 1 :]:
-        if at is None:
-            builder.row([cell for cell in row if cell.strip()])
-            continue
+    if at is None:
+        yield from ([cell for cell in row if cell.strip()] for row in rows)
+        return
+    yield from rows[:at]
+    names = [" ".join(name.split()) for name in rows[at]]
+    for row in rows[at + 1 :]:
         named = [*names, *[""] * (len(row) - len(names))]
-        builder.row([f"{n}: {cell}" if n else cell for n, cell in zip(named, row, strict=False) if cell.strip()])
-    if at is not None and at + 1 == len(rows):
-        builder.row(names)  # names and nothing under them
-    builder.write("\n")
+        yield [f"{n}: {cell}" if n else cell for n, cell in zip(named, row, strict=False) if cell.strip()]
+    if at + 1 == len(rows):
+        yield names  # and nothing under them
 
 
 def _header(rows: Sequence[Sequence[str]]) -> int | None:
@@ -73,14 +75,8 @@ def _header(rows: Sequence[Sequence[str]]) -> int | None:
         words = [cell.strip() for cell in row if cell.strip()]
         if len(words) < 2 or 2 * len(words) < width:
             continue
-        if len(set(words)) == len(words) and not any(_is_number(word) for word in words):
-            return at
-        return None
+        return at if names_columns(words) else None
     return None
-
-
-def _is_number(word: str) -> bool:
-    return any(c.isdigit() for c in word) and not any(c.isalpha() for c in word)
 
 
 def _cell(value: object) -> str:

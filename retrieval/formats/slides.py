@@ -26,9 +26,7 @@ def read_pptx(data: bytes, title: str = "") -> Parsed:
             if head is not None and shape._element is head._element:
                 continue
             if getattr(shape, "has_table", False) and shape.has_table:
-                for row in shape.table.rows:
-                    builder.row([clean_text(cell.text_frame.text) for cell in row.cells])
-                builder.write("\n")
+                builder.table([clean_text(cell.text_frame.text) for cell in row.cells] for row in shape.table.rows)
             elif getattr(shape, "has_chart", False) and shape.has_chart:
                 try:
                     _write_chart(shape.chart, builder)
@@ -64,7 +62,9 @@ def _write_chart(chart: Any, builder: TextBuilder) -> None:
     if chart.has_title and chart.chart_title.has_text_frame:
         builder.write(clean_text(chart.chart_title.text_frame.text).strip() + "\n")
     for plot in chart.plots:
-        builder.row(["", *(str(category) for category in plot.categories)])
-        for series in plot.series:
-            builder.row([series.name or "", *("" if value is None else f"{value:g}" for value in series.values)])
-    builder.write("\n")
+        rows = [["", *(str(category) for category in plot.categories)]]
+        rows += [
+            [series.name or "", *("" if value is None else f"{value:g}" for value in series.values)]
+            for series in plot.series
+        ]
+        builder.table(rows)

@@ -44,6 +44,7 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
     """`below`: how many levels of headings are above those of the tree.  Iterative: pages nest deeper than Python's
     stack."""
     line: list[str] = []
+    rows: list[list[str]] = []
     row: list[str] | None = None
     heading = preformatted = 0
     lists: list[int] = []  # per open list the number of the next item, -1 for bullets
@@ -54,9 +55,20 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
         text = "".join(line)
         line.clear()
         text = text.strip("\n") if preformatted else " ".join(text.split())
-        if text.strip():
-            builder.write("  " * max(0, len(lists) - 1) + mark + text + after)
-            mark = ""
+        if not text.strip():
+            return
+        end_table()
+        indent = "  " * max(0, len(lists) - 1) + mark
+        mark = ""
+        if preformatted and not indent:
+            builder.code(text)
+        else:
+            builder.write(indent + text + after)
+
+    def end_table() -> None:
+        if rows:
+            builder.table(rows)
+            rows.clear()
 
     stack: list[tuple[Any, bool]] = [(root, False)]
     while stack:
@@ -69,13 +81,14 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
             if name in _HEADINGS and row is None:
                 title = "".join(line)
                 line.clear()
+                end_table()
                 builder.heading(below + _HEADINGS[name], title)
                 heading -= 1
             elif row is not None and name in ("td", "th"):
                 row.append(" ".join("".join(line).split()))
                 line.clear()
             elif row is not None and name == "tr":
-                builder.row(row)
+                rows.append(row)
                 row = None
             elif name in _BLOCKS and row is None and not heading:
                 end_line("\n" if lists else "\n\n")
@@ -84,7 +97,7 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
                     if not lists:
                         builder.write("\n")
                 elif name == "table":
-                    builder.write("\n")
+                    end_table()
                 preformatted -= name == "pre"
             continue
         if not name or name in _HIDDEN:
@@ -117,3 +130,4 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
         if node.text:
             stack.append((node.text, False))
     end_line("\n\n")
+    end_table()

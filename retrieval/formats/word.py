@@ -28,9 +28,7 @@ def read_docx(data: bytes, title: str = "") -> Parsed:
     in_list = False
     for block in _blocks(document.element.body):
         if local_name(block) == "tbl":
-            for row in _inside(block, "tr"):
-                builder.row([clean_text(_text(cell)) for cell in _inside(row, "tc")])
-            builder.write("\n")
+            builder.table([clean_text(_text(cell)) for cell in _inside(row, "tc")] for row in _inside(block, "tr"))
             in_list = False
             continue
         text = clean_text(_text(block)).strip()
