@@ -54,6 +54,19 @@ class Passage(Struct, frozen=True):
     score: float
 
 
+class Box(Struct, frozen=True):
+    """A rectangle on a page: from its left (`x0`) to its right (`x1`) edge and from its top (`y0`) to its bottom
+    (`y1`), in points (1/72 inch) from the top left corner of the page as it is shown; pages count from 1."""
+
+    page: int
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    page_width: float
+    page_height: float
+
+
 class Quote(Struct, frozen=True):
     """A sentence as it stands: `text == document_text[start:end]`; `similarity` is a cosine."""
 

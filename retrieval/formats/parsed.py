@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from retrieval.boxes import PageBoxes
+
 
 class Section(Struct, frozen=True):
     """A stretch of text under one path of headings, from `start` (the heading's own line) to the next section."""
@@ -27,7 +29,8 @@ class Block(Struct, frozen=True, array_like=True):
 class Parsed(Struct):
     """`text` is what all offsets refer to.  `sections` are in order and begin at 0; `page_starts` (None without
     pages) holds the offset of each page, page 1 first.  `unread`: parts of the file that gave no text (a picture in an
-    archive), each with the reason, in words.  `blocks` are in order and apart from each other."""
+    archive), each with the reason, in words.  `blocks` are in order and apart from each other.  `boxes` has
+    one for each page, where the format tells them."""
 
     text: str
     title: str
@@ -36,6 +39,7 @@ class Parsed(Struct):
     page_starts: list[int] | None = None
     unread: list[str] = []
     blocks: list[Block] = []
+    boxes: list[PageBoxes] = []
 
 
 class TextBuilder:
@@ -136,11 +140,11 @@ def _is_number(word: str) -> bool:
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 # What nobody sees but a model reads: zero-width marks, orders to turn the direction of writing, and tag characters,
 # in which whole sentences can be hidden.  Joiners stay: some scripts and emoji are written with them.
-_UNSEEN = re.compile("[\u00ad\u180e\u200b\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0000-\U000e007f]")
+UNSEEN = re.compile("[\u00ad\u180e\u200b\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0000-\U000e007f]")
 
 
 def clean_text(text: str) -> str:
     """Line ends as \\n, nothing that a database or a tokenizer chokes on (NUL, lone surrogates), nothing unseen."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x0c", "\n")
-    text = _UNSEEN.sub("", _CONTROLS.sub(" ", text))
+    text = UNSEEN.sub("", _CONTROLS.sub(" ", text))
     return text.encode("utf-8", "replace").decode("utf-8")

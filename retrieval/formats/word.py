@@ -1,4 +1,4 @@
-"""Word documents (DOCX): paragraphs, headings by style, lists, tables, formulas' letters, footnotes."""
+"""Word documents (DOCX): paragraphs, headings by style, lists, tables, formulas' letters, footnotes, endnotes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
 from retrieval.formats.tree import local_name, safe_xml
 
 _HEADING = re.compile(r"heading ([1-9])$", re.IGNORECASE)
-_FOOTNOTES = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/footnotes"
+_NOTES = {"footnote": "[{}]", "endnote": "[endnote {}]"}  # how each is marked: both kinds are numbered from 1
 # A change that was struck out; what older programs show in place of a text box that was written already.
 _LEFT_OUT = frozenset(("del", "movefrom", "fallback", "instrtext"))
 
@@ -86,8 +86,8 @@ def _text(node: Any) -> str:
             parts.append("\n")
         elif name == "nobreakhyphen":
             parts.append("-")
-        elif name == "footnotereference":
-            parts.append(f"[{each.get(qn('w:id'))}]")
+        elif name in ("footnotereference", "endnotereference"):
+            parts.append(_NOTES[name.removesuffix("reference")].format(each.get(qn("w:id"))))
         if name == "p" and each is not node:
             parts.append("\n" if parts else "")
         stack += reversed(each) if name not in ("t", "ppr", "rpr") else ()
@@ -115,14 +115,9 @@ def _level_and_list(paragraph: Any, styles: dict[str, Any]) -> tuple[int | None,
 
 
 def _write_notes(document: Any, builder: TextBuilder) -> None:
-    for relation in document.part.rels.values():
-        if relation.reltype != _FOOTNOTES or relation.is_external:
-            continue
-        notes = [
-            (note.get(qn("w:id")), " ".join(clean_text(_text(note)).split()))
-            for note in safe_xml(relation.target_part.blob)
-            if local_name(note) == "footnote" and note.get(qn("w:type")) is None
-        ]
-        for number, text in notes:
-            if text:
-                builder.write(f"[{number}] {text}\n")
+    parts = {each.reltype.rpartition("/")[2]: each for each in document.part.rels.values() if not each.is_external}
+    for kind, mark in _NOTES.items():
+        for note in safe_xml(parts[f"{kind}s"].target_part.blob) if f"{kind}s" in parts else ():
+            text = " ".join(clean_text(_text(note)).split())
+            if text and local_name(note) == kind and note.get(qn("w:type")) is None:
+                builder.write(f"{mark.format(note.get(qn('w:id')))} {text}\n")

@@ -9,8 +9,12 @@ from email.message import EmailMessage
 import docx
 import pptx
 import xlsxwriter
+from docx.opc.packuri import PackURI
+from docx.opc.part import Part
 from docx.oxml import OxmlElement
 from docx.oxml.ns import qn
+
+RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
 def zipped(members: dict[str, bytes | str], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -45,6 +49,29 @@ def docx_file() -> bytes:
     content.append(table._tbl)
     control.append(content)
     assert control.find(qn("w:sdtContent")) is not None
+    return saved(document)
+
+
+def docx_with_notes() -> bytes:
+    """A paragraph with a footnote and an endnote."""
+    document = docx.Document()
+    paragraph = document.add_paragraph("Trains are late")
+    word = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    for kind in ("endnote", "footnote"):
+        mark = OxmlElement(f"w:{kind}Reference")
+        mark.set(qn("w:id"), "1")
+        paragraph.add_run()._r.append(mark)
+        notes = "".join(
+            f'<w:{kind} w:id="{number}"{more}><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:{kind}>'
+            for number, more, text in ((0, ' w:type="separator"', "---"), (1, "", f"The {kind}."))
+        )
+        part = Part(
+            PackURI(f"/word/{kind}s.xml"),
+            f"application/vnd.openxmlformats-officedocument.wordprocessingml.{kind}s+xml",
+            f"<w:{kind}s {word}>{notes}</w:{kind}s>".encode(),
+            document.part.package,
+        )
+        document.part.relate_to(part, f"{RELATIONS}/{kind}s")
     return saved(document)
 
 

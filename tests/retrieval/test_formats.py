@@ -14,7 +14,7 @@ from pptx.enum.chart import XL_CHART_TYPE
 from retrieval import UnreadableFile
 from retrieval.formats import media_types
 from retrieval.formats.reading import read_file
-from tests.retrieval.making import docx_file, eml_file, epub_file, pptx_file, saved, xlsx_file, zipped
+from tests.retrieval.making import docx_file, docx_with_notes, eml_file, epub_file, pptx_file, saved, xlsx_file, zipped
 
 DATA = Path("../shared/data/documents")
 
@@ -27,6 +27,46 @@ def test_word_documents():
         "Flights\n\nFlights need consent\n\nClass | Price\nFirst | 90\n\n"
     )
     assert [section.path for section in parsed.sections] == [("Trains",), ("Trains", "Flights")]
+
+
+def test_notes_follow_a_word_document():
+    text = read_file("a.docx", docx_with_notes()).text
+    assert text == "Trains are late[endnote 1][1]\n\n[1] The footnote.\n[endnote 1] The endnote.\n"
+
+
+MARKDOWN = "# A\n\nWords.\n\n| Name | Room |\n|-|-|\n| Ada | 12 |\n\n```\none\n\ntwo\n```\n"
+PAGE = (
+    "<p>Words.</p><table><caption>Rooms</caption><thead><tr><th>Name</th><th>Room</th></tr></thead>"
+    "<tr><td>Ada</td><td>12</td></tr></table><pre>one\n\ntwo</pre>"
+)
+NOTEBOOK = '{"cells": [{"cell_type": "code", "source": "one\\n\\ntwo", "outputs": [{"text": "three"}]}], "nbformat": 4}'
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "blocks"),
+    [
+        ("a.md", MARKDOWN.encode(), [("Name | Room\nAda | 12\n", True), ("one\n\ntwo\n", False)]),
+        ("a.eml", None, [("Name | Room\nAda | 12\n", True), ("one\n\ntwo\n", False)]),
+        ("a.ipynb", NOTEBOOK.encode(), [("one\n\ntwo\n", False), ("three\n", False)]),
+        ("a.docx", docx_file(), [("Class | Price\nFirst | 90\n", True)]),
+        (
+            "a.xlsx",
+            xlsx_file(),
+            [
+                ("Our staff\nName: Ada | Room: 12 | Since: May\nName: Grace | Since: June\n", False),
+                ("1 | 2.5\n3 | 4\n", False),
+            ],
+        ),
+    ],
+)
+def test_tables_and_code_are_told(name: str, data: bytes | None, blocks: list):
+    if data is None:
+        mail = EmailMessage()
+        mail["Subject"] = "Rooms"
+        mail.set_content(PAGE, subtype="html")
+        data = mail.as_bytes()
+    for parsed in (read_file(name, data), read_file("a.zip", zipped({"x.txt": "Before.", name: data}))):
+        assert [(parsed.text[each.start : each.end], each.named) for each in parsed.blocks] == blocks
 
 
 def test_presentations_have_a_page_for_each_slide():
