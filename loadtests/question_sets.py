@@ -2,8 +2,10 @@
 
     clapnq      150 answerable and 150 unanswerable questions over 597 passages of Wikipedia (CLAPnq, BEIR layout)
     handbook    pages of a staff handbook: a heading that asks is a question, the text under it the answer
+    searches    60 questions on that handbook in other words than its own, with the pages that answer them; a third
+                has no answer there (`tests/retrieval/handbook_questions.jsonl`)
 
-Their folders are given by the one who measures; nothing of them is in this repository.
+The folders of documents are given by the one who measures; nothing of them is in this repository.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from retrieval.formats.reading import read_file
 
 CLAPNQ = Path("../shared/data/clapnq")
 HANDBOOK = Path("../shared/data/handbook/pages")
+SEARCHES = Path(__file__).parent.parent / "tests" / "retrieval" / "handbook_questions.jsonl"
 
 # A heading of fewer words asks nothing by itself ("Questions?"); an answer of fewer words is hardly one, and one of
 # many words is no answer but a chapter.
@@ -72,6 +75,27 @@ def handbook_questions(folder: Path = HANDBOOK) -> list[Question]:
                 source = str(path.relative_to(folder))
                 questions[heading] = Question(f"{source}#{section.start}", heading, True, [answer], source)
     return list(questions.values())
+
+
+class Search(Struct, frozen=True):
+    """What is asked of the handbook.  `gold`: for each thing to be known, the pages that tell it, any of which will do;
+    empty where none does."""
+
+    text: str
+    gold: list[list[str]]
+
+
+def handbook_searches(path: Path = SEARCHES) -> list[Search]:
+    searches = []
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        gold: list[list[str]] = []
+        for each in row["gold"]:
+            if each.get("also"):
+                gold[-1].append(each["page"])
+            else:
+                gold.append([each["page"]])
+        searches.append(Search(row["question"], gold))
+    return searches
 
 
 class QuestionSet(Struct, frozen=True):

@@ -40,6 +40,13 @@ def environment() -> dict[str, Any]:
     return {"versions": versions, "commit": commit(), "machine": machine()}
 
 
+def write(folder: Path, name: str, lines: Sequence[str], record: Mapping[str, Any]) -> None:
+    """`name`.md of these lines, and `name`.json of the record with where it was measured."""
+    (folder / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    text = json.dumps({**record, "environment": environment()}, indent=1)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
 def commit() -> str:
     """The short hash of what is checked out, `+changes` where files differ from it; "unknown" outside a clone."""
     try:
@@ -75,7 +82,7 @@ def _ram_gib() -> float | None:
         return None
 
 
-def write(out: Path, record: Mapping[str, Any]) -> None:
+def write_load(out: Path, record: Mapping[str, Any]) -> None:
     """`load.json` and `load.md` in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "load.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tokens": seen["tokens"],
         "environment": report.environment(),
     }
-    report.write(options.out, record)
+    report.write_load(options.out, record)
     print(report.markdown(record))
     if record["failed"]:
         print(f"load: {record['failed']} answers failed", file=sys.stderr)

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from retrieval import lexical
 from retrieval.access import EVERYBODY, checked
+from retrieval.embedding import Embedded
 from retrieval.errors import UnknownDocument
 from retrieval.table import PassageFacts
 
@@ -64,12 +65,20 @@ class Change:
         self.added: dict[int, Added] = {}  # by passage number
         self.readable: list[tuple[list[int], int]] = []  # passage numbers that get another access
 
-    def describe_embedder(self, name: str, dim: int) -> None:
-        self._new_meta |= {"embedder": name, "dim": str(dim)}
+    @property
+    def generation(self) -> int:
+        """That of the embeddings that serve."""
+        return int(self._new_meta.get("generation") or self._meta.get("generation", "1"))
 
-    def put(self, document: NewDocument, vectors: np.ndarray) -> tuple[str, bool]:
+    def describe_embedder(self, identity: str, dim: int, opened_by: str) -> None:
+        """Whose vectors those of this generation are, and the name in the settings by which it is opened."""
+        self._new_meta |= {"embedder": identity, "dim": str(dim), "opened_by": opened_by}
+
+    def put(
+        self, document: NewDocument, embedded: Sequence[Embedded], generation: int | None = None
+    ) -> tuple[str, bool]:
         """Add a document or replace the one of the same collection, source and owner: (document id, was there before).
-        `vectors` float32 [passages, dim]."""
+        `embedded` has one for each of its passages, of this generation (the one that serves)."""
         old = self._db.execute(
             "SELECT id, document_id FROM documents WHERE collection = ? AND source = ? AND owner = ?",
             [document.collection, document.source, document.owner],
@@ -105,19 +114,19 @@ class Change:
                 f"INSERT INTO documents ({', '.join(fields)}) VALUES ({', '.join(f':{name}' for name in fields)})",
                 fields,
             ).lastrowid
-        for ordinal, (passage, vector) in enumerate(zip(document.passages, vectors, strict=True)):
+        for ordinal, (passage, each) in enumerate(zip(document.passages, embedded, strict=True)):
             number = self._db.execute(
                 'INSERT INTO passages (document, ordinal, "start", "end", page, title, heading, text) '
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [row, ordinal, passage.start, passage.end, passage.page, document.title, passage.heading, passage.text],
             ).lastrowid
-            self._db.execute("INSERT INTO embeddings VALUES (?, ?)", [number, vector.astype("<f4").tobytes()])
+            self.set_embeddings([number], [each], generation)
             length, codes = lexical.encode(document.title, passage.heading, passage.text)
             self._db.execute("INSERT INTO words VALUES (?, ?, ?, ?)", [number, lexical.WORDS_RECIPE, length, codes])
             facts = PassageFacts(
                 number, row, access, document.collection, document.media_type, day_of(document.modified_at)
             )
-            self.added[number] = Added(facts, vector, length, codes)
+            self.added[number] = Added(facts, each.vector, length, codes)
         self._db.execute("DELETE FROM tags WHERE document = ?", [row])
         self._db.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in dict.fromkeys(document.tags)])
         return document_id, old is not None
@@ -146,13 +155,36 @@ class Change:
             [(number, lexical.WORDS_RECIPE, length, codes) for number, length, codes in rows],
         )
 
-    def set_vectors(self, numbers: np.ndarray, vectors: np.ndarray) -> None:
-        """Replace stored embeddings, or put those that are missing."""
-        rows = [(int(n), v.astype("<f4").tobytes()) for n, v in zip(numbers, vectors, strict=True)]
-        self._db.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
+    def set_embeddings(
+        self, numbers: Sequence[int], embedded: Sequence[Embedded], generation: int | None = None
+    ) -> None:
+        """Replace stored embeddings of a generation (the one that serves), or put those that are missing; nothing for
+        passages that are gone."""
+        generation = self.generation if generation is None else generation
+        self._db.executemany(
+            "INSERT OR REPLACE INTO embeddings SELECT id, ?, ?, ? FROM passages WHERE id = ?",
+            [
+                (generation, each.vector.astype("<f4").tobytes(), each.sentences, int(number))
+                for number, each in zip(numbers, embedded, strict=True)
+            ],
+        )
 
-    def commit(self) -> None:
-        self._new_meta["state"] = secrets.token_hex(16)
+    def begin_generation(self, maker: str) -> None:
+        """The next generation's embeddings are made by this model from now on; those that another had begun go."""
+        self._db.execute("DELETE FROM embeddings WHERE generation > ?", [self.generation])
+        self._new_meta["next_embedder"] = maker
+
+    def change_generation(self, identity: str, dim: int, opened_by: str) -> None:
+        """The next generation, of this model, serves from the commit on; the one that served is gone."""
+        generation = self.generation
+        self._db.execute("DELETE FROM embeddings WHERE generation <= ?", [generation])
+        self.describe_embedder(identity, dim, opened_by)
+        self._new_meta |= {"generation": str(generation + 1), "next_embedder": "none"}
+
+    def commit(self, mirrored: bool = True) -> None:
+        """Not `mirrored`: nothing that indexes mirror has changed."""
+        if mirrored:
+            self._new_meta["state"] = secrets.token_hex(16)
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", self._new_meta.items())
         self._db.execute("COMMIT")
         self._meta.update(self._new_meta)

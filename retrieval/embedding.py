@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from retrieval.errors import EmbedderMissing, StoreError
 from retrieval.locks import PriorityLock
+from retrieval.pooling import PassageText, packed, pooled
 
 BULK_BATCH = 8  # texts per turn: about 0.25 s on two cores, the longest a query waits for an ingest
 URGENT_BATCH = 32
@@ -26,11 +28,21 @@ _SAMPLES, _SAMPLE_BYTES = 16, 64 * 1024  # of each file: weights have hundreds o
 Vectors = np.ndarray  # float32 [n, dim], rows of length 1
 
 
+class Embedded(NamedTuple):
+    """A passage as it is stored: its vector float32 [dim], and those of its sentences as `pooling.packed` makes them
+    (empty where the model gives none)."""
+
+    vector: np.ndarray
+    sentences: bytes
+
+
 @runtime_checkable
 class Embedder(Protocol):
     """`encode` returns float32 [n, dim] with rows of length 1; `name` identifies the model and never changes
-    for the same vectors.  Optional: `count_tokens(text) -> int`, so that passages fit the model's window, and
-    `dim_at_hand`: `dim`, or None while telling it would take the model's loading."""
+    for the same vectors.  Optional: `count_tokens(text) -> int`, so that passages fit the model's window;
+    `dim_at_hand`: `dim`, or None while telling it would take the model's loading; and where `pools_sentences` is true
+    `encode_passages(texts) -> (float32 [n, dim], n times float32 [sentences, dim])`, in which the first is what
+    `encode` gives."""
 
     @property
     def name(self) -> str: ...
@@ -72,6 +84,33 @@ class SentenceTransformerEmbedder:
             show_progress_bar=False,
         )
         return np.asarray(vectors, dtype=np.float32)
+
+    @property
+    def pools_sentences(self) -> bool:
+        """Whether a mean of tokens' outputs is a vector of the model's space.  Needs only its files."""
+        return _pools_means(Path(self._location))
+
+    def encode_passages(self, passages: Sequence[PassageText]) -> tuple[Vectors, list[Vectors]]:
+        """Passages and their sentences in one pass; both mean over tokens."""
+        import torch
+
+        model = self._loaded()
+        self._limit_threads()
+        inputs = model.tokenizer(
+            [passage.text for passage in passages],
+            padding=True,
+            truncation=True,
+            max_length=model.max_seq_length,
+            return_tensors="pt",
+            return_offsets_mapping=True,
+        )
+        offsets = inputs.pop("offset_mapping").numpy()
+        with torch.inference_mode():
+            given = model(dict(inputs))
+        vectors = given["sentence_embedding"].float().numpy()
+        outputs = given["token_embeddings"].float().numpy()
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors, [pooled(outputs[i], offsets[i], passage.spans) for i, passage in enumerate(passages)]
 
     def count_tokens(self, text: str) -> int:
         """Word pieces of `text`, without the special ones.  Needs only the tokenizer's file, not the model."""
@@ -148,6 +187,19 @@ def _locate(model: str) -> tuple[str, str]:
     return model, model
 
 
+def _pools_means(folder: Path) -> bool:
+    """Whether the model in `folder` is a transformer, a mean over its tokens, and nothing behind it but length 1."""
+    try:
+        modules = json.loads((folder / "modules.json").read_bytes())
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+        pooling = json.loads((folder / modules[1]["path"] / "config.json").read_bytes())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    modes = {name for name, value in pooling.items() if name.startswith("pooling_mode") and value not in (False, None)}
+    means = modes == {"pooling_mode_mean_tokens"} or pooling.get("pooling_mode") == "mean"
+    return kinds in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) and means
+
+
 def _fingerprint(folder: Path) -> str:
     """Eight letters that change with the model in `folder`: its name alone ("model") may be that of many.  Of a large
     file only samples count, spread evenly: training changes weights everywhere."""
@@ -173,6 +225,7 @@ class SharedEmbedder:
 
     def __init__(self, embedder: Embedder):
         self._embedder = embedder
+        self._pools = bool(getattr(embedder, "pools_sentences", False))
         self._turn = PriorityLock()
         self._queries: dict[str, np.ndarray] = {}
         self._queries_lock = threading.Lock()
@@ -191,6 +244,15 @@ class SharedEmbedder:
         return self._embedder.dim_at_hand if hasattr(self._embedder, "dim_at_hand") else self._embedder.dim
 
     @property
+    def identity(self) -> str:
+        """What is stored with its vectors: two are alike where this is."""
+        return f"{self.name}, with sentences" if self._pools else self.name
+
+    def gives(self, identity: str) -> bool:
+        """Whether its queries can be compared with vectors of that identity: sentences add to them, nothing more."""
+        return identity in (self.name, f"{self.name}, with sentences")
+
+    @property
     def count_tokens(self) -> Callable[[str], int]:
         return getattr(self._embedder, "count_tokens", _estimate_tokens)
 
@@ -205,30 +267,35 @@ class SharedEmbedder:
                     del self._queries[next(iter(self._queries))]
         return known
 
+    def encode_passages(self, passages: Sequence[PassageText]) -> list[Embedded]:
+        """For ingestion: small turns, each behind whoever waits."""
+        embedded: list[Embedded | None] = [None] * len(passages)
+        for rows in _batches([passage.text for passage in passages], BULK_BATCH):
+            some = [passages[i] for i in rows]
+            with self._turn.bulk():
+                if self._pools:
+                    vectors, sentences = self._embedder.encode_passages(some)  # type: ignore[attr-defined]
+                else:
+                    vectors, sentences = self._embedder.encode([each.text for each in some]), None
+            vectors = _checked(vectors, len(rows), self.dim, self.name)
+            for at, i in enumerate(rows):
+                embedded[i] = Embedded(vectors[at], packed(sentences[at]) if sentences else b"")
+        return embedded  # type: ignore[return-value]
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """For someone who waits: float32 [len(texts), dim]."""
-        return self._encode(texts, URGENT_BATCH, self._turn.urgent)
-
-    def encode_bulk(self, texts: Sequence[str]) -> Vectors:
-        """For ingestion: small turns, each behind whoever waits."""
-        return self._encode(texts, BULK_BATCH, self._turn.bulk)
-
-    def _encode(self, texts: Sequence[str], batch: int, turn: Callable) -> Vectors:
-        if not texts:
-            return np.zeros((0, self.dim), dtype=np.float32)
-        # Alike lengths together: a batch is padded to its longest text.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        vectors: Vectors | None = None
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            with turn():
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        for rows in _batches(texts, URGENT_BATCH):
+            with self._turn.urgent():
                 part = self._embedder.encode([texts[i] for i in rows])
-            part = _checked(part, len(rows), self.dim, self.name)
-            if vectors is None:
-                vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32)
-            vectors[rows] = part
-        assert vectors is not None
+            vectors[rows] = _checked(part, len(rows), self.dim, self.name)
         return vectors
+
+
+def _batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Alike lengths together: a batch is padded to its longest text."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def _checked(vectors: Any, count: int, dim: int, name: str) -> Vectors:

@@ -3,25 +3,29 @@
     write:  [ SQLite commit  →  indexes follow ]        excludes searches
     read:   [ mask  →  vectors  ·  words  ·  rows ]     excludes commits
 
-So a search sees a document wholly old or wholly new, in all of them.
+So a search sees a document wholly old or wholly new, in all of them.  What takes long (vectors of another model, lists
+for many passages) is made beside them by `reindexing` and put in their place in one step.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from retrieval import lexical
-from retrieval.access import OPERATOR
+from retrieval.access import OPERATOR, Principal
 from retrieval.change import Change
 from retrieval.embedding import SharedEmbedder
 from retrieval.errors import StoreError
 from retrieval.lexical import LexicalIndex
 from retrieval.locks import ReadWriteLock
-from retrieval.search import embedding_text
+from retrieval.pooling import passage_text
+from retrieval.reindexing import Reindexing
+from retrieval.search import Found, Question, StageTimer, found_passages
 from retrieval.store import Store
 from retrieval.table import PassageTable
 from retrieval.vectors import Mirrored, VectorIndex
@@ -32,18 +36,54 @@ log = logging.getLogger(__name__)
 class Indexes:
     """`lock` is held to read while searching; `apply` takes it to write."""
 
-    def __init__(self, data_dir: Path, store: Store, embedder: SharedEmbedder):
-        """Load or build what mirrors the store; embed again what has no sound vector of this model."""
+    def __init__(
+        self,
+        data_dir: Path,
+        store: Store,
+        embedder: SharedEmbedder,
+        opened_by: str,
+        earlier: Callable[[str], SharedEmbedder | None],
+        lists_from: int,
+    ):
+        """Load or build what mirrors the store; embed again what has no sound vector.  Where the store's vectors are of
+        another model than `embedder` (of that name in the settings), the one that `earlier` finds by their identity
+        goes on serving them (words alone serve where it finds none) until `embedder` has made all anew."""
         self.lock = ReadWriteLock()
-        self.vectors: VectorIndex | None = None  # None while nothing was ever embedded
+        self.vectors: VectorIndex | None = None  # None while nothing was ever embedded, or nobody can read what was
         self.words = LexicalIndex()
         self.table = PassageTable()
+        self.store = store
+        self.embedder: SharedEmbedder | None = embedder  # whose vectors serve
+        self._wanted = embedder
+        self.lists_from = lists_from
         self._data_dir = data_dir
-        self._store = store
-        self._embedder = embedder
         self._saved = ""  # the store's state that the file of vectors mirrors
+        self._reindexing = Reindexing(self, embedder, opened_by)
         self._open_table()
-        self._open_vectors()
+        self._open_vectors(embedder, earlier)
+        self._reindexing.begin()
+
+    @property
+    def writing(self) -> tuple[SharedEmbedder, int]:
+        """The model that embeds what is added, and the generation that its vectors belong to."""
+        if self.embedder is not None:
+            return self.embedder, self.store.generation
+        return self._wanted, self.store.generation + 1
+
+    def find(self, principal: Principal, question: Question, count: int, timer: StageTimer) -> dict[int, Found]:
+        """What is close by meaning or by words, `count` of each, of what the principal may read, by number."""
+        with self.lock.read():
+            mask = self._mask(principal, question)
+            numbers = self.table["number"][mask]
+            near = []
+            if self.vectors is not None and question.vector is not None and len(question.vector) == self.vectors.dim:
+                near = self.vectors.search(question.vector, count, numbers)
+            timer.done("vectors")
+            worded = self.words.search(question.words, mask, count, self.table.slots_of(near))
+            words = dict(zip(self.table.numbers_of(worded), worded.values(), strict=True))
+            timer.done("text")
+            stored = self.store.found(principal, list(dict.fromkeys([*near, *words])))
+        return found_passages(question, stored, words)
 
     def apply(self, change: Change) -> None:
         """Commit, and follow before anyone searches again."""
@@ -58,43 +98,75 @@ class Indexes:
             if self.table.sparse:
                 self.table, self.words = PassageTable(), LexicalIndex()
                 self._open_table(keep=False)  # this very write is not over
-            if self.vectors is None and added:
-                self.vectors = VectorIndex(self._embedder.dim)
+            if self.vectors is None and added and self.embedder is not None:
+                self.vectors = VectorIndex(self.embedder.dim)
             if self.vectors is not None:
                 self.vectors.remove(np.array(change.removed, dtype=np.int64))
                 if added:
                     numbers = np.array([each.facts.number for each in added], dtype=np.int64)
                     self.vectors.add(numbers, np.stack([each.vector for each in added]))
+        self._reindexing.begin()
+
+    def replace(self, made: VectorIndex, embedder: SharedEmbedder, commit: Callable[[], None]) -> None:
+        """From now on `made` serves, with the model that made it."""
+        with self.lock.write():
+            commit()
+            self.vectors, self.embedder = made, embedder
 
     def check_dim(self) -> None:
         """A model that is loaded late was known by its name alone when the library was opened.  Raises StoreError."""
-        if self.vectors is not None and self.vectors.dim != self._embedder.dim:
+        embedder = self.embedder
+        if self.vectors is not None and embedder is not None and self.vectors.dim != embedder.dim:
             raise StoreError(
-                f"the embedding model {self._embedder.name!r} gives vectors of {self._embedder.dim} numbers, those "
+                f"the embedding model {embedder.name!r} gives vectors of {embedder.dim} numbers, those "
                 f"stored have {self.vectors.dim}: use the model that they were made with, or move {self._data_dir} "
                 "away and ingest again",
                 code="bad_embedder",
             )
 
+    def settle(self) -> None:
+        """Wait until what is made beside the searches is in its place."""
+        self._reindexing.wait()
+
+    def close(self) -> None:
+        """What is being made goes on when the library is opened again."""
+        self._reindexing.stop()
+        self.save()
+
     def save(self) -> None:
         """The vectors, where they have changed."""
         with self.lock.read():
-            if self.vectors is None or self._saved == self._store.state:
+            if self.vectors is None or self._saved == self.store.state:
                 return
             try:
                 self.vectors.save(self._data_dir, self._mirrored())
-                self._saved = self._store.state
+                self._saved = self.store.state
             except OSError as error:
                 # Only a cache: the next start builds it again.
                 log.warning("the vector index can't be saved: %s", error)
 
     # inside
 
+    def _mask(self, principal: Principal, question: Question) -> np.ndarray:
+        """The slots that a search may look at."""
+        filters, collection = question.filters, question.collection
+        mask = self.table.mask(
+            access=self.store.access_of(principal),
+            collections=[collection] if collection is not None else filters.collections or None,
+            media_types=filters.media_types or None,
+            documents=self.store.matching(principal, filters.tags, filters.sources),
+            since=filters.since_day,
+            until=filters.until_day,
+        )
+        for phrase in question.phrases:
+            mask &= np.isin(self.table["number"], self.store.containing(principal, phrase))
+        return mask
+
     def _open_table(self, keep: bool = True) -> None:
         """`keep` what had to be counted again in the store."""
         started = time.perf_counter()
-        facts = self._store.facts()
-        words = self._store.words(lexical.WORDS_RECIPE)
+        facts = self.store.facts()
+        words = self.store.words(lexical.WORDS_RECIPE)
         missing = [each.number for each in facts if each.number not in words]
         if missing:
             words |= self._count_words_again(missing, keep)
@@ -108,57 +180,60 @@ class Indexes:
         log.info("counting the words of %d passages", len(numbers))
         found: dict[int, tuple[int, bytes]] = {}
         for start in range(0, len(numbers), 1000):
-            for number, row in self._store.passages(OPERATOR, numbers[start : start + 1000]).items():
+            for number, row in self.store.passages(OPERATOR, numbers[start : start + 1000]).items():
                 found[number] = lexical.encode(row.passage.title, row.passage.heading, row.passage.text)
         if keep:
-            with self._store.write() as change:
+            with self.store.write() as change:
                 change.set_words([(number, length, codes) for number, (length, codes) in found.items()])
                 change.commit()
         return found
 
     def _mirrored(self) -> Mirrored:
-        return Mirrored(self._store.store_id, self._store.state, self._store.embedder or "")
+        return Mirrored(self.store.store_id, self.store.state, self.store.embedder or "")
 
-    def _open_vectors(self) -> None:
+    def _open_vectors(self, embedder: SharedEmbedder, earlier: Callable[[str], SharedEmbedder | None]) -> None:
         numbers = self.table.numbers
-        if self._store.embedder is None and not len(numbers):
+        had, dim = self.store.embedder, self.store.dim
+        if not len(numbers):
             return
-        had = (self._store.embedder, self._store.dim)
-        want = (self._embedder.name, self._embedder.dim_at_hand or self._store.dim)
-        if had != want:
-            # Vectors of two models can't be compared, so all are made anew.
-            self._embed_again(numbers, f"the embedder and its dimensions were {had} and are {want}")
-        dim = self._store.dim
+        if (had, dim) != (embedder.identity, embedder.dim_at_hand or dim):
+            log.warning(
+                "vectors are made anew: the embedder was %s (%s numbers), now it is %s", had, dim, embedder.name
+            )
+            self.embedder = earlier(had) if had else None
+            if self.embedder is None or self.embedder.dim_at_hand not in (None, dim):
+                self.embedder = None
+                return
         assert dim is not None
         index = VectorIndex.load(self._data_dir, self._mirrored(), dim, len(numbers))
         if index is not None:
-            self._saved = self._store.state
+            self._saved = self.store.state
         else:
-            index = self._build_vectors(dim, numbers)
+            index = self.build_vectors(self.store.generation, dim)
             if len(index) < len(numbers):
-                missing = numbers[~np.isin(numbers, index.numbers())]
-                self._embed_again(missing, "their stored vectors are missing or damaged")
-                index = self._build_vectors(dim, numbers)
+                self._embed_again(numbers[~np.isin(numbers, index.numbers())])
+                index = self.build_vectors(self.store.generation, dim)
         self.vectors = index
         self.save()
 
-    def _build_vectors(self, dim: int, numbers: np.ndarray) -> VectorIndex:
+    def build_vectors(self, generation: int, dim: int) -> VectorIndex:
+        """Of the stored vectors of a generation, in lists where there are many."""
         started = time.perf_counter()
         index = VectorIndex(dim)
-        for found, vectors in self._store.vectors():
+        numbers = self.table.numbers
+        for found, stored in self.store.vectors(generation, dim):
             belongs = np.isin(found, numbers)
-            index.add(found[belongs], vectors[belongs])
+            index.add(found[belongs], stored[belongs])
         log.info("vector index of %d passages built in %.2f s", len(index), time.perf_counter() - started)
         return index
 
-    def _embed_again(self, numbers: np.ndarray, why: str) -> None:
-        log.warning("embedding %d passages again: %s", len(numbers), why)
-        with self._store.write() as change:
-            change.describe_embedder(self._embedder.name, self._embedder.dim)
+    def _embed_again(self, numbers: np.ndarray) -> None:
+        assert self.embedder is not None
+        log.warning("embedding %d passages again: their stored vectors are missing or damaged", len(numbers))
+        with self.store.write() as change:
             for start in range(0, len(numbers), 256):
-                some = numbers[start : start + 256]
-                rows = self._store.passages(OPERATOR, some.tolist())
-                passages = [rows[number].passage for number in some.tolist()]
-                texts = [embedding_text(each.title, each.heading, each.text) for each in passages]
-                change.set_vectors(some, self._embedder.encode_bulk(texts))
+                some = numbers[start : start + 256].tolist()
+                rows = self.store.passages(OPERATOR, some)
+                texts = [passage_text(each.title, each.heading, each.text) for each in (rows[n].passage for n in some)]
+                change.set_embeddings(some, self.embedder.encode_passages(texts))
             change.commit()

@@ -7,21 +7,21 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from msgspec import Struct
 
 from retrieval.access import EVERYBODY, checked
 from retrieval.change import NewDocument
-from retrieval.embedding import SharedEmbedder
+from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.errors import UnreadableFile
 from retrieval.fetching import Fetched
 from retrieval.formats.media_types import PARSER_VERSION, is_readable_name
 from retrieval.formats.parsed import Parsed
+from retrieval.pooling import passage_text
 from retrieval.records import IngestReport, ProgressEvent
 from retrieval.sandbox import Reader
-from retrieval.search import embedding_text
 from retrieval.settings import RetrievalSettings
 from retrieval.splitting import SPLITTER_VERSION, split
 from retrieval.store import StoredVersion
@@ -78,17 +78,18 @@ class Prepared(Struct):
 
 
 class Ingestion:
-    """One run over many sources.  `stored` looks a version up, `commit` stores documents with their vectors."""
+    """One run over many sources.  `stored` looks a version up, `embedder` says whose vectors are wanted, `commit`
+    stores documents with them, unless those of another are wanted by then."""
 
     def __init__(
         self,
         *,
         into: Into,
-        embedder: SharedEmbedder,
+        embedder: Callable[[], SharedEmbedder],
         reader: Reader,
         settings: RetrievalSettings,
         stored: Callable[[str, str, str], StoredVersion | None],
-        commit: Callable[[list[tuple[NewDocument, np.ndarray]]], None],
+        commit: Callable[[list[tuple[NewDocument, list[Embedded]]], SharedEmbedder], bool],
         progress: Progress | None,
     ):
         self._into = into
@@ -147,7 +148,7 @@ class Ingestion:
             return None
         parsed = candidate.parse(self._reader, data)
         settings = self._settings
-        passages = split(parsed, self._embedder.count_tokens, settings.passage_tokens, settings.max_passage_tokens)
+        passages = split(parsed, self._embedder().count_tokens, settings.passage_tokens, settings.max_passage_tokens)
         if not passages:
             raise UnreadableFile(candidate.source, "no text", "no_text")
         self._report.unread += [(candidate.source, reason) for reason in parsed.unread]
@@ -173,17 +174,16 @@ class Ingestion:
         if not pending:
             return
         texts = [
-            embedding_text(each.document.title, passage.heading, passage.text)
+            passage_text(each.document.title, passage.heading, passage.text)
             for each in pending
             for passage in each.document.passages
         ]
-        vectors = self._embedder.encode_bulk(texts)
-        batch, at = [], 0
-        for each in pending:
-            count = len(each.document.passages)
-            batch.append((each.document, vectors[at : at + count]))
-            at += count
-        self._commit(batch)
+        while True:
+            embedder = self._embedder()
+            embedded = iter(embedder.encode_passages(texts))
+            batch = [(each.document, list(islice(embedded, len(each.document.passages)))) for each in pending]
+            if self._commit(batch, embedder):  # else another model has come into its place meanwhile
+                break
         for each in pending:
             self._report.passages += len(each.document.passages)
             (self._report.updated if each.known else self._report.added).append(each.document.source)

@@ -147,11 +147,12 @@ class LexicalIndex:
             part = self._parts.pop().followed_by(part)
         self._parts.append(part)
 
-    def search(self, words: Sequence[str], seen: np.ndarray, count: int) -> list[tuple[int, float]]:
-        """(slot, score), best first, at most `count`, of those slots where `seen` bool [slots] is set."""
+    def search(self, words: Sequence[str], seen: np.ndarray, count: int, also: Sequence[int] = ()) -> dict[int, float]:
+        """Scores by slot, best first, of the best `count` of those slots where `seen` bool [slots] is set; and behind
+        them of the slots `also`, which are seen as well, where they have any of the words."""
         total = int(seen.sum())
-        if not total or count <= 0 or not self._parts:
-            return []
+        if not total or not self._parts:
+            return {}
         lengths = self._lengths[: len(seen)]
         mean = float(lengths[seen].mean()) or 1.0
         scores = np.zeros(len(seen), dtype=np.float32)
@@ -166,9 +167,9 @@ class LexicalIndex:
             idf = math.log1p((total - len(slots) + 0.5) / (len(slots) + 0.5))
             scores[slots] += idf * weights * (K1 + 1) / (weights + K1 * (1 - B + B * lengths[slots] / mean))
         found = np.flatnonzero(scores)
-        if len(found) > count:
+        if len(found) > count > 0:
             # All that tie with the last one are kept until they are sorted, so that the cut doesn't depend on chance.
             least = np.partition(scores[found], len(found) - count)[len(found) - count]
             found = found[scores[found] >= least]
         best = found[np.lexsort((found, -scores[found]))][:count]
-        return [(int(slot), float(scores[slot])) for slot in best]
+        return {int(slot): float(scores[slot]) for slot in [*best, *also] if scores[slot]}

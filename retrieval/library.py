@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from retrieval import ingest
 from retrieval.access import EVERYBODY, OPERATOR, Principal
 from retrieval.change import NewDocument
-from retrieval.embedding import Embedder, SentenceTransformerEmbedder, SharedEmbedder
+from retrieval.embedding import Embedded, Embedder, SentenceTransformerEmbedder, SharedEmbedder
 from retrieval.errors import RetrievalError, StoreError, UnknownCollection, UnreadableFile
 from retrieval.fetching import fetch
 from retrieval.files import DirectoryLock
@@ -22,6 +24,8 @@ from retrieval.sandbox import Reader, Sandbox
 from retrieval.settings import RetrievalSettings
 from retrieval.store import Store, passage_number
 from retrieval.view import View
+
+log = logging.getLogger(__name__)
 
 
 class Library:
@@ -35,6 +39,7 @@ class Library:
         embedder: SharedEmbedder,
         settings: RetrievalSettings,
         reader: Reader | None,
+        earlier: Callable[[str], SharedEmbedder | None],
     ):
         """Use `Library.open`."""
         self._lock = lock
@@ -44,7 +49,7 @@ class Library:
         self._sandbox = Sandbox(settings.read_seconds, settings.read_memory_mb)
         self._reader = reader or self._sandbox
         self._quoter = Quoter(embedder, self._passage_vectors, settings.sentence_cache, settings.support_floor)
-        self._indexes = Indexes(data_dir, store, embedder)
+        self._indexes = Indexes(data_dir, store, embedder, settings.embedder, earlier, settings.lists_from)
         self._ingesting = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
@@ -57,20 +62,24 @@ class Library:
         embedder: Embedder | None = None,
         settings: RetrievalSettings | None = None,
         reader: Reader | None = None,
+        open_embedder: Callable[[str], Embedder] | None = None,
     ) -> Library:
         """Open (or create) the library under `data_dir` and hold it exclusively.
 
         Files are read in a process of their own, where no other `reader` is given.  The model is found here but
-        loaded by `warm` or by the first search.  Raises StoreInUse, StoreError, EmbedderMissing.
+        loaded by `warm` or by the first search.  Where the documents were embedded by another one, that is opened by
+        its name (`open_embedder`) and serves until all are embedded anew, which goes on beside searches.  Raises
+        StoreInUse, StoreError, EmbedderMissing.
         """
         settings = settings or RetrievalSettings()
         data_dir = Path(data_dir)
-        shared = SharedEmbedder(embedder or SentenceTransformerEmbedder(settings.embedder, settings.threads))
+        opener = open_embedder or (lambda name: SentenceTransformerEmbedder(name, settings.threads))
+        shared = SharedEmbedder(embedder or opener(settings.embedder))
         lock = DirectoryLock(data_dir)
         try:
             store = Store(data_dir)
             try:
-                return cls(data_dir, lock, store, shared, settings, reader)
+                return cls(data_dir, lock, store, shared, settings, reader, partial(_earlier, store, shared, opener))
             except BaseException:
                 store.close()
                 raise
@@ -91,7 +100,7 @@ class Library:
                 return
             self._closed = True
         with self._ingesting:  # a run that is on ends at its next commit, what it committed stays
-            self._indexes.save()
+            self._indexes.close()
             self._store.close()
             self._lock.release()
         self._sandbox.close()
@@ -99,7 +108,12 @@ class Library:
 
     def warm(self) -> None:
         """Load the embedding model and run it once, so that the first search doesn't wait for it."""
-        self._embedder.encode(["warm"])
+        for embedder in {self._embedder, self._indexes.embedder} - {None}:
+            embedder.encode(["warm"])
+
+    def settle(self) -> None:
+        """Wait until nothing is being made anew: vectors of another model, an index for more passages."""
+        self._indexes.settle()
 
     def health(self) -> str | None:
         """What is wrong, in words; None when searches can be answered."""
@@ -115,7 +129,7 @@ class Library:
 
     def seen_by(self, principal: Principal) -> View:
         """What this principal may read, and nothing else."""
-        return View(principal, self._store, self._indexes, self._embedder, self._quoter, self._settings)
+        return View(principal, self._store, self._indexes, self._quoter, self._settings)
 
     @property
     def whole(self) -> View:
@@ -218,7 +232,7 @@ class Library:
         with self._ingesting:
             run = ingest.Ingestion(
                 into=into,
-                embedder=self._embedder,
+                embedder=lambda: self._indexes.writing[0],
                 reader=self._reader,
                 settings=self._settings,
                 stored=self._store.version,
@@ -231,24 +245,44 @@ class Library:
                 self._indexes.save()
             return report
 
-    def _commit(self, documents: list[tuple[NewDocument, np.ndarray]]) -> None:
+    def _commit(self, documents: list[tuple[NewDocument, list[Embedded]]], embedder: SharedEmbedder) -> bool:
+        """False where `embedder` is no longer the one whose vectors are wanted."""
         if self._closed:
             raise StoreError("the library was closed while documents were being added", code="closed_store")
         self._indexes.check_dim()
         with self._store.write() as change:
-            change.describe_embedder(self._embedder.name, self._embedder.dim)
-            for document, vectors in documents:
-                change.put(document, vectors)
+            wanted, generation = self._indexes.writing
+            if embedder is not wanted:
+                return False
+            if not len(self._indexes.table):
+                change.describe_embedder(embedder.identity, embedder.dim, self._settings.embedder)
+            for document, embedded in documents:
+                change.put(document, embedded, generation)
             self._indexes.apply(change)
         if change.removed:
             self._quoter.forget()
+        return True
 
     def _passage_vectors(self, passage_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        if self._indexes.embedder is not self._embedder:  # not to be compared with sentences of another model
+            return {}
         numbers = {passage_id: passage_number(passage_id) for passage_id in passage_ids}
-        with self._indexes.lock.read():
-            vectors = self._indexes.vectors
-            known = vectors.vectors_of([n for n in numbers.values() if n is not None]) if vectors else {}
+        known = self._store.vectors_of([n for n in numbers.values() if n is not None])
         return {passage_id: known[n] for passage_id, n in numbers.items() if n in known}
+
+
+def _earlier(
+    store: Store, wanted: SharedEmbedder, opener: Callable[[str], Embedder], identity: str
+) -> SharedEmbedder | None:
+    """The model that the stored vectors are of, if it can still be opened."""
+    if wanted.gives(identity):
+        return wanted
+    try:
+        found = SharedEmbedder(opener(store.opened_by)) if store.opened_by else None
+    except RetrievalError as error:
+        log.warning("%s, whose vectors are stored, can't be opened: %s", identity, error)
+        return None
+    return found if found is not None and found.gives(identity) else None
 
 
 def _given(values: Sequence[str] | None) -> tuple[str, ...] | None:

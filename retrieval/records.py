@@ -90,7 +90,7 @@ class Support(Struct, frozen=True):
 class SearchResult(Struct, frozen=True):
     """Passages, best first.
 
-    `relevance` is the best cosine between the query and any passage searched, an absolute measure;
+    `relevance` is the cosine of the query and the sentence closest to it, an absolute measure (`search.relevance`);
     `relevant` says whether it reaches the floor of the settings.  `facets` counts the candidate documents
     by collection and media type.  `timings` are milliseconds by stage: embed, vectors, text, fuse.
     """

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 from retrieval.errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Documents with the same readers share a row of `access`.  A source is one document for each owner: who may not change
 # somebody's file doesn't replace it by sending another of that name.
 # Passage ids are never used again (AUTOINCREMENT): a citation never comes to mean other text.
 # Full text is external content: it reads title, heading and text from `passages`, and the triggers keep it in
 # the same transaction.  Embeddings and the words' codes (`lexical`) lie apart so that reading passages doesn't page
-# through them.
+# through them.  Embeddings of two generations lie side by side while a new model's are made and the old one's serve.
 _ACCESS = """
 CREATE TABLE access (
     id INTEGER PRIMARY KEY,
@@ -63,6 +63,22 @@ CREATE TABLE {name} (
     UNIQUE (collection, source, owner)
 );
 """
+_EMBEDDINGS = """
+CREATE TABLE {name} (
+    passage INTEGER NOT NULL REFERENCES passages (id),
+    generation INTEGER NOT NULL,
+    vector BLOB NOT NULL,
+    sentences BLOB NOT NULL,
+    PRIMARY KEY (passage, generation)
+);
+"""
+_DELETED = """
+CREATE TRIGGER passages_deleted AFTER DELETE ON passages BEGIN
+    INSERT INTO passage_text (passage_text, rowid, title, heading, text)
+    VALUES ('delete', old.id, old.title, old.heading, old.text);
+    DELETE FROM embeddings WHERE passage = old.id;
+END;
+"""
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE passages (
@@ -77,21 +93,12 @@ CREATE TABLE passages (
     text TEXT NOT NULL
 );
 CREATE INDEX passages_of_document ON passages (document, ordinal);
-CREATE TABLE embeddings (
-    passage INTEGER PRIMARY KEY REFERENCES passages (id),
-    vector BLOB NOT NULL
-);
 CREATE VIRTUAL TABLE passage_text USING fts5 (
     title, heading, text,
     content = 'passages', content_rowid = 'id', tokenize = 'porter unicode61 remove_diacritics 2'
 );
 CREATE TRIGGER passages_inserted AFTER INSERT ON passages BEGIN
     INSERT INTO passage_text (rowid, title, heading, text) VALUES (new.id, new.title, new.heading, new.text);
-END;
-CREATE TRIGGER passages_deleted AFTER DELETE ON passages BEGIN
-    INSERT INTO passage_text (passage_text, rowid, title, heading, text)
-    VALUES ('delete', old.id, old.title, old.heading, old.text);
-    DELETE FROM embeddings WHERE passage = old.id;
 END;
 """
 
@@ -108,13 +115,16 @@ def prepare(connection: sqlite3.Connection, where: str) -> None:
         )
     if version == SCHEMA_VERSION:
         return
-    if version == 1:
-        _from_1(connection)
+    if version:
+        if version == 1:
+            _from_1(connection)
+        _from_2(connection)
         return
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise StoreError(f"{where} is an SQLite database, but not one of refdesk: choose another data directory")
     connection.executescript(
-        f"BEGIN IMMEDIATE; {_DOCUMENTS.format(name='documents')} {_TABLES} {_ACCESS} "
+        f"BEGIN IMMEDIATE; {_DOCUMENTS.format(name='documents')} "
+        f"{_EMBEDDINGS.format(name='embeddings')} {_TABLES} {_DELETED} {_ACCESS} "
         f"INSERT INTO meta VALUES ('store', '{secrets.token_hex(16)}'), ('state', '{secrets.token_hex(16)}');"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
@@ -137,7 +147,7 @@ def _from_1(connection: sqlite3.Connection) -> None:
             "UPDATE sqlite_sequence SET seq = (SELECT seq FROM sqlite_sequence WHERE name = 'documents')"
             " WHERE name = 'documents_new';"
             "DROP TABLE documents; ALTER TABLE documents_new RENAME TO documents;"
-            f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            "PRAGMA user_version = 2; COMMIT;"
         )
     except BaseException:
         if connection.in_transaction:
@@ -147,8 +157,20 @@ def _from_1(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
 
 
+def _from_2(connection: sqlite3.Connection) -> None:
+    """Embeddings get generations and vectors of sentences, which those that are there lack until they are made anew."""
+    connection.executescript(
+        f"BEGIN IMMEDIATE; {_EMBEDDINGS.format(name='embeddings_new')}"
+        "INSERT INTO embeddings_new SELECT passage, 1, vector, x'' FROM embeddings;"
+        "DROP TRIGGER passages_deleted; DROP TABLE embeddings;"
+        f"ALTER TABLE embeddings_new RENAME TO embeddings; {_DELETED}"
+        f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )
+
+
 def read_meta(connection: sqlite3.Connection, where: str) -> dict[str, str]:
-    """What the store says of itself: `store`, `state`, and `embedder` with `dim` once there are vectors.  Raises
+    """What the store says of itself: `store`, `state`, and once there are vectors `embedder` with `dim`, of which
+    `generation` they are (1 where it isn't said), and `next_embedder` while those of another are being made.  Raises
     StoreError (damaged_store) when that makes no sense."""
     meta = dict(connection.execute("SELECT key, value FROM meta"))
     if wrong := _wrong(meta):
@@ -165,7 +187,8 @@ def _wrong(meta: Mapping[str, object]) -> str:
             return f"its table meta lacks the entry {key!r}"
     if ("embedder" in meta) != ("dim" in meta):
         return "its table meta names an embedder without the size of its vectors, or the other way round"
-    dim = str(meta.get("dim", "1"))
-    if not (dim.isascii() and dim.isdigit() and len(dim) < 7 and int(dim)):
-        return f"its table meta says that vectors have {dim!r} numbers"
+    for key, what in (("dim", "that vectors have {!r} numbers"), ("generation", "that they are of generation {!r}")):
+        value = str(meta.get(key, "1"))
+        if not (value.isascii() and value.isdigit() and len(value) < 7 and int(value)):
+            return f"its table meta says {what.format(value)}"
     return ""

@@ -1,10 +1,10 @@
-"""Which passages answer a query: dense and full-text candidates, fused by rank."""
+"""Which passages answer a query: those close by meaning and by words, ranked by both."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Annotated
 
@@ -13,8 +13,10 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from retrieval.lexical import words_of
+from retrieval.pooling import best_cosine
 from retrieval.records import Passage
-from retrieval.store import PassageRow
+from retrieval.settings import RetrievalSettings
+from retrieval.store import FoundPassage, PassageRow
 
 MAX_QUERY_CHARACTERS = 2000  # the embedder reads less than that anyway
 _MAX_TERMS = 48
@@ -76,32 +78,87 @@ def phrases_of(query: str) -> list[str]:
     return list(dict.fromkeys(found))[:_MAX_PHRASES]
 
 
-def fuse(rankings: Sequence[tuple[float, Sequence[int]]], constant: int) -> list[tuple[int, float]]:
-    """Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): (number, score), best first.
+class Question(Struct, frozen=True):
+    """What a finder looks for: `vector` float32 [dim] (None while there is no model to tell it), `words` for ranking,
+    `phrases` that passages must have (FTS5 expressions)."""
 
-    `rankings` are (weight, numbers best first).  Scores are in 0..1; 1 is first in every ranking.
-    """
-    total = sum(weight for weight, _ in rankings) or 1.0
-    scores: dict[int, float] = {}
-    for weight, numbers in rankings:
-        for rank, number in enumerate(numbers):
-            scores[number] = scores.get(number, 0.0) + weight / total * (constant + 1) / (constant + 1 + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    vector: np.ndarray | None
+    words: Sequence[str]
+    phrases: Sequence[str] = ()
+    collection: str | None = None
+    filters: Filters = Filters()
+
+
+class Found(Struct, frozen=True):
+    """One candidate with what each way of searching says of it: cosines of its vector and of its best sentence (None
+    where there is none), and BM25."""
+
+    row: PassageRow
+    passage: float | None
+    sentence: float | None
+    words: float
+
+    def meaning(self, sentence_weight: float) -> float | None:
+        """How close it is by meaning, in -1..1."""
+        if self.passage is None or self.sentence is None:
+            return self.passage
+        return (1 - sentence_weight) * self.passage + sentence_weight * self.sentence
+
+
+def found_passages(
+    question: Question, candidates: Mapping[int, FoundPassage], words: Mapping[int, float]
+) -> dict[int, Found]:  # fmt: skip
+    """`candidates` as they are stored, by number, with the scores of their words."""
+    query = question.vector
+    return {
+        number: Found(
+            each.row,
+            None if query is None or each.vector is None else float(np.clip(each.vector @ query, -1, 1)),
+            None if query is None else best_cosine(query, each.sentences),
+            words.get(number, 0.0),
+        )
+        for number, each in candidates.items()
+    }
+
+
+def rank(found: Mapping[int, Found], settings: RetrievalSettings) -> list[tuple[int, float]]:
+    """(number, score), best first.  Meaning and words are each counted in standard deviations from the candidates'
+    mean, and joined by weight: of the ways to join them that Bruch, Gai and Ingber compare (TOIS 2023), one that keeps
+    how far apart scores are, which ranks lose.  The sum is squeezed into 0..1."""
+    numbers = sorted(found)
+    meaning = _standardized([found[number].meaning(settings.sentence_weight) for number in numbers])
+    words = _standardized([found[number].words for number in numbers])
+    scores = settings.meaning_weight * meaning + (1 - settings.meaning_weight) * words
+    order = np.lexsort((numbers, -scores))
+    return [(numbers[i], float(1 / (1 + np.exp(-scores[i])))) for i in order]
+
+
+def _standardized(values: Sequence[float | None]) -> np.ndarray:
+    """None is as far away as the farthest."""
+    least = min((value for value in values if value is not None), default=0.0)
+    array = np.array([least if value is None else value for value in values], dtype=np.float64)
+    return (array - array.mean()) / (array.std() + 1e-9) if len(array) else array
+
+
+def relevance(found: Iterable[Found]) -> float:
+    """The cosine of the question and the sentence closest to it (of the passage where there are none), an absolute
+    measure: of those that `loadtests.retrieval_floor` was made for, the one that travels best from one collection to
+    another.  How far the closest stands above others tells as much in one collection, and misleads in the next."""
+    close = (each.passage if each.sentence is None else each.sentence for each in found)
+    return max((value for value in close if value is not None), default=0.0)
 
 
 def choose(
-    fused: Sequence[tuple[int, float]], rows: Mapping[int, PassageRow], top_k: int, per_document: int
+    ranked: Sequence[tuple[int, float]], found: Mapping[int, Found], top_k: int, per_document: int
 ) -> list[Passage]:
-    """The best `top_k` that are (still) stored, each text once, and no more than `per_document` of one document while
-    others have something to say."""
+    """The best `top_k`, each text once, and no more than `per_document` of one document while others have something to
+    say."""
     chosen: list[Passage] = []
     crowd: list[Passage] = []
     seen: set[str] = set()
     of_document: dict[str, int] = {}
-    for number, score in fused:
-        row = rows.get(number)
-        if row is None:
-            continue
+    for number, score in ranked:
+        row = found[number].row
         content = " ".join(row.passage.text.split()).lower()
         if content in seen:
             continue
@@ -114,9 +171,9 @@ def choose(
     return chosen[:top_k]
 
 
-def count_facets(rows: Mapping[int, PassageRow]) -> dict[str, dict[str, int]]:
+def count_facets(found: Mapping[int, Found]) -> dict[str, dict[str, int]]:
     """Documents among the candidates, by collection and by media type."""
-    documents = {row.passage.document_id: row for row in rows.values()}.values()
+    documents = {each.row.passage.document_id: each.row for each in found.values()}.values()
     facets: dict[str, dict[str, int]] = {"collection": {}, "media_type": {}}
     for row in documents:
         for name, value in (("collection", row.collection), ("media_type", row.media_type)):
@@ -139,13 +196,3 @@ class StageTimer:
         now = self._clock()
         self.milliseconds[stage] = round((now - self._last) * 1000, 3)
         self._last = now
-
-
-def embedding_text(title: str, heading: str, text: str) -> str:
-    """What is embedded for a passage: title and heading path give a paragraph its subject."""
-    head = title if not heading or heading == title else f"{title}: {heading.removeprefix(title + ' > ')}"
-    return f"{head}\n{text}" if head else text
-
-
-def top_cosine(found: Sequence[tuple[int, float]]) -> float:
-    return float(np.clip(found[0][1], -1.0, 1.0)) if found else 0.0

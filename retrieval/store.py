@@ -45,6 +45,15 @@ class PassageRow(Struct):
     media_type: str
 
 
+class FoundPassage(Struct):
+    """A passage as it is ranked: `vector` float32 [dim] (None where it is lost or damaged), `sentences` as
+    `pooling.packed` makes them."""
+
+    row: PassageRow
+    vector: np.ndarray | None
+    sentences: bytes
+
+
 class Store:
     """An open SQLite store.  All methods may be called from any thread."""
 
@@ -86,8 +95,23 @@ class Store:
 
     @property
     def embedder(self) -> str | None:
-        """The name of the model whose vectors are stored; None while there are none."""
+        """The identity of the model whose vectors serve; None while there are none."""
         return self._meta.get("embedder")
+
+    @property
+    def opened_by(self) -> str | None:
+        """The name in the settings by which that model was opened."""
+        return self._meta.get("opened_by")
+
+    @property
+    def next_embedder(self) -> str | None:
+        """The identity of the model that makes the next generation of vectors, if any does."""
+        return self._meta.get("next_embedder")
+
+    @property
+    def generation(self) -> int:
+        """That of the vectors that serve."""
+        return int(self._meta.get("generation", "1"))
 
     @property
     def dim(self) -> int | None:
@@ -158,19 +182,36 @@ class Store:
     def passages(self, principal: Principal, numbers: Sequence[int]) -> dict[int, PassageRow]:
         """The passages that are there and may be read, by number."""
         found: dict[int, PassageRow] = {}
+        for number, *fields in self._passage_rows(principal, numbers, "", ""):
+            found[number] = _passage_row(number, fields)
+        return found
+
+    def found(self, principal: Principal, numbers: Sequence[int]) -> dict[int, FoundPassage]:
+        """The same with the embeddings that serve."""
+        join = f"LEFT JOIN embeddings e ON e.passage = p.id AND e.generation = {self.generation}"
+        found: dict[int, FoundPassage] = {}
+        for number, *fields, vector, sentences in self._passage_rows(
+            principal, numbers, ", e.vector, e.sentences", join
+        ):  # fmt: skip
+            whole = isinstance(vector, bytes) and len(vector) == 4 * (self.dim or 0)
+            found[number] = FoundPassage(
+                _passage_row(number, fields),
+                np.frombuffer(vector, dtype="<f4") if whole else None,
+                sentences if isinstance(sentences, bytes) else b"",
+            )
+        return found
+
+    def _passage_rows(self, principal: Principal, numbers: Sequence[int], columns: str, join: str) -> Iterator[tuple]:
         seen, values = _seen_by(principal)
         with self._reader() as db:
             for start in range(0, len(numbers), 500):
                 some = list(numbers[start : start + 500])
-                for number, *fields, collection, media_type in db.execute(
+                yield from db.execute(
                     'SELECT p.id, d.document_id, d.title, d.source, p.heading, p.page, p."start", p."end", p.text, '
-                    "d.collection, d.media_type FROM passages p JOIN documents d ON d.id = p.document "
+                    f"d.collection, d.media_type{columns} FROM passages p JOIN documents d ON d.id = p.document {join} "
                     f"WHERE p.id IN ({_marks(some)}) AND {seen}",
                     [*some, *values],
-                ):
-                    passage = Passage(f"p{number}", *fields, 0.0)
-                    found[number] = PassageRow(passage, collection, media_type)
-        return found
+                ).fetchall()
 
     def matching(self, principal: Principal, tags: Sequence[str], sources: Sequence[str]) -> np.ndarray | None:
         """The documents with any of these tags and with a source that begins with any of these, of those that may be
@@ -220,24 +261,51 @@ class Store:
                 if isinstance(length, int) and isinstance(codes, bytes) and len(codes) % 5 == 0
             }
 
-    def vectors(self, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All sound embeddings in order of number: int64 [n], float32 [n, dim].  What was damaged (another length,
-        not finite) is left out."""
-        length = (self.dim or 0) * 4
+    def vectors(self, generation: int, dim: int, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All sound embeddings of a generation in order of number: int64 [n], float32 [n, dim].  What was damaged
+        (another length, not finite) is left out."""
+        length = 4 * dim
         last = -1
         while True:
             with self._reader() as db:
                 rows = db.execute(
-                    "SELECT passage, vector FROM embeddings WHERE passage > ? ORDER BY passage LIMIT ?", [last, batch]
+                    "SELECT passage, vector FROM embeddings WHERE generation = ? AND passage > ? "
+                    "ORDER BY passage LIMIT ?",
+                    [generation, last, batch],
                 ).fetchall()
             if not rows:
                 return
             last = rows[-1][0]
             whole = [(number, data) for number, data in rows if isinstance(data, bytes) and len(data) == length]
             numbers = np.array([number for number, _ in whole], dtype=np.int64)
-            vectors = np.frombuffer(b"".join(data for _, data in whole), dtype="<f4").reshape(len(whole), length // 4)
+            vectors = np.frombuffer(b"".join(data for _, data in whole), dtype="<f4").reshape(len(whole), dim)
             finite = np.isfinite(vectors).all(axis=1)
             yield numbers[finite], vectors[finite]
+
+    def vectors_of(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+        """float32 [dim] by passage, of those that have a sound embedding of the generation that serves."""
+        length = 4 * (self.dim or 0)
+        found: dict[int, np.ndarray] = {}
+        with self._reader() as db:
+            for start in range(0, len(numbers), 500):
+                some = [int(number) for number in numbers[start : start + 500]]
+                for number, data in db.execute(
+                    f"SELECT passage, vector FROM embeddings WHERE generation = ? AND passage IN ({_marks(some)})",
+                    [self.generation, *some],
+                ):
+                    if isinstance(data, bytes) and len(data) == length:
+                        found[number] = np.frombuffer(data, dtype="<f4")
+        return found
+
+    def lacking(self, generation: int, after: int, limit: int) -> list[int]:
+        """The first passages behind `after` that have no embedding of this generation."""
+        with self._reader() as db:
+            rows = db.execute(
+                "SELECT id FROM passages p WHERE id > ? AND NOT EXISTS (SELECT 1 FROM embeddings "
+                "WHERE passage = p.id AND generation = ?) ORDER BY id LIMIT ?",
+                [after, generation, limit],
+            )
+            return [number for (number,) in rows]
 
     # writing
 
@@ -319,6 +387,11 @@ def _document(row: Sequence) -> Document:
 
 def _lines(text: str | None) -> list[str]:
     return text.split("\n") if text else []
+
+
+def _passage_row(number: int, fields: Sequence) -> PassageRow:
+    *fields, collection, media_type = fields
+    return PassageRow(Passage(f"p{number}", *fields, 0.0), collection, media_type)
 
 
 def _seen_by(principal: Principal) -> tuple[str, list[str]]:

@@ -107,6 +107,9 @@ class PassageTable:
             mask &= (self["modified"] <= until) & (self["modified"] >= 0)
         return mask
 
+    def numbers_of(self, slots: Iterable[int]) -> list[int]:
+        return self["number"][list(slots)].tolist()
+
     def slots_of(self, numbers: Iterable[int]) -> list[int]:
         """Of those that are there."""
         return [self._slots[number] for number in numbers if number in self._slots]

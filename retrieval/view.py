@@ -9,10 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from retrieval.access import ANYBODY, OPERATOR, Principal, checked
-from retrieval.embedding import SharedEmbedder
 from retrieval.errors import NotAllowed, UnknownCollection, UnknownPassage
 from retrieval.indexes import Indexes
 from retrieval.lexical import words_of
@@ -20,14 +17,16 @@ from retrieval.quoting import Quoter
 from retrieval.records import Document, DocumentText, Passage, Quote, SearchResult, Support
 from retrieval.search import (
     Filters,
+    Found,
+    Question,
     StageTimer,
     choose,
     clean_query,
     count_facets,
-    fuse,
     phrases_of,
+    rank,
+    relevance,
     telling_words,
-    top_cosine,
 )
 from retrieval.settings import RetrievalSettings
 from retrieval.store import Store, passage_number
@@ -41,14 +40,12 @@ class View:
         principal: Principal,
         store: Store,
         indexes: Indexes,
-        embedder: SharedEmbedder,
         quoter: Quoter,
         settings: RetrievalSettings,
     ):
         self.principal = principal
         self._store = store
         self._indexes = indexes
-        self._embedder = embedder
         self._quoter = quoter
         self._settings = settings
 
@@ -115,36 +112,33 @@ class View:
         timer = StageTimer(time.perf_counter, ("embed", "vectors", "text", "fuse"))
         self._check_collection(collection)
         query = clean_query(query)
-        if not query or top_k <= 0 or self._indexes.vectors is None:
-            return SearchResult([], 0.0, False, {"collection": {}, "media_type": {}}, timer.milliseconds)
+        if not query or top_k <= 0:
+            return SearchResult([], 0.0, False, count_facets({}), timer.milliseconds)
         settings = self._settings
-        candidates = max(settings.candidates, 2 * top_k)
-        vector = self._embedder.encode_query(query)
-        self._indexes.check_dim()
-        timer.done("embed")
-        with self._indexes.lock.read():
-            table = self._indexes.table
-            mask = self._mask(query, collection, filters)
-            near = self._indexes.vectors.search(vector, candidates, table["number"][mask])
-            timer.done("vectors")
-            worded = [
-                (int(table["number"][slot]), score)
-                for slot, score in self._indexes.words.search(telling_words(words_of(query)), mask, candidates)
-            ]
-            timer.done("text")
-            rankings = [
-                (settings.dense_weight, [number for number, _ in near]),
-                (settings.text_weight, [number for number, _ in worded]),
-            ]
-            fused = fuse(rankings, settings.fusion_constant)
-            rows = self._store.passages(self.principal, [number for number, _ in fused])
-        passages = choose(fused, rows, top_k, settings.per_document)
-        relevance = round(top_cosine(near), 4)
-        facets = count_facets(rows)
+        found = self._find(query, collection, filters, max(settings.candidates, 2 * top_k), timer)
+        passages = choose(rank(found, settings), found, top_k, settings.per_document)
+        closest = round(relevance(found.values()), 4)
+        # Words alone, while no model can tell what is close, refuse nothing.
+        relevant = bool(passages) and (closest >= settings.relevance_floor or self._indexes.embedder is None)
+        facets = count_facets(found)
         timer.done("fuse")
-        return SearchResult(
-            passages, relevance, bool(passages) and relevance >= settings.relevance_floor, facets, timer.milliseconds
-        )
+        return SearchResult(passages, closest, relevant, facets, timer.milliseconds)
+
+    def _find(
+        self, query: str, collection: str | None, filters: Filters, count: int, timer: StageTimer
+    ) -> dict[int, Found]:
+        while True:
+            embedder = self._indexes.embedder
+            vector = None
+            if embedder is not None and self._indexes.vectors is not None:
+                vector = embedder.encode_query(query)
+                self._indexes.check_dim()
+            timer.done("embed")
+            words = telling_words(words_of(query))
+            question = Question(vector, words, phrases_of(query), collection, filters)
+            found = self._indexes.find(self.principal, question, count, timer)
+            if self._indexes.embedder is embedder:  # else another model's vectors have come into place meanwhile
+                return found
 
     def quotes(self, question: str, passages: Sequence[Passage], count: int = 2) -> list[Quote]:
         """The sentences of the passages closest to the question, as they stand."""
@@ -155,20 +149,6 @@ class View:
         return self._quoter.support([clean_query(statement) for statement in statements], passages)
 
     # inside
-
-    def _mask(self, query: str, collection: str | None, filters: Filters) -> np.ndarray:
-        """The slots that a search may look at, under the indexes' lock."""
-        mask = self._indexes.table.mask(
-            access=self._store.access_of(self.principal),
-            collections=[collection] if collection is not None else filters.collections or None,
-            media_types=filters.media_types or None,
-            documents=self._store.matching(self.principal, filters.tags, filters.sources),
-            since=filters.since_day,
-            until=filters.until_day,
-        )
-        for phrase in phrases_of(query):
-            mask &= np.isin(self._indexes.table["number"], self._store.containing(self.principal, phrase))
-        return mask
 
     def _check_collection(self, collection: str | None) -> None:
         if collection is not None and collection not in (known := self.collections()):

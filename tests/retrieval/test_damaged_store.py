@@ -66,7 +66,7 @@ def test_damaged_tables_say_what_to_do(
         ("UPDATE embeddings SET vector = ? WHERE passage = 1", (np.full(64, np.nan, "<f4").tobytes(),), 1),
         ("UPDATE embeddings SET vector = ? WHERE passage = 1", (np.full(64, np.inf, "<f4").tobytes(),), 1),
         ("DELETE FROM meta WHERE key IN ('embedder', 'dim')", (), 4),
-        ("INSERT INTO embeddings VALUES (99, ?)", (np.full(64, 0.125, "<f4").tobytes(),), 0),
+        ("INSERT INTO embeddings VALUES (99, 1, ?, x'')", (np.full(64, 0.125, "<f4").tobytes(),), 0),
     ],
 )
 def test_lost_vectors_are_made_again(
@@ -80,6 +80,7 @@ def test_lost_vectors_are_made_again(
     stored(damage, *value)
     encoded = embedder.encoded
     library = open_library()
+    library.settle()
     assert (len(library._indexes.vectors), embedder.encoded - encoded) == (4, lost)
     for query, title in (("days of leave", "Leave"), ("fire exits", "safety"), ("soup on mondays", "Canteen news")):
         assert library.whole.search(query).passages[0].title == title
@@ -92,6 +93,7 @@ def test_lost_vectors_are_made_again(
 def test_another_dim_under_the_same_name_embeds_again(stored: Callable, open_library: Callable[..., Library]):
     wider = HashingEmbedder(dim=96)
     library = open_library(embedder=wider)
+    library.settle()
     assert (library._indexes.vectors.dim, wider.encoded) == (96, 4)
     assert library.whole.search("fire exits").passages[0].title == "safety"
 

@@ -21,6 +21,7 @@ from retrieval import (
 )
 from retrieval.change import NewDocument, NewPassage
 from retrieval.embedding import SharedEmbedder
+from retrieval.pooling import passage_text
 from tests.retrieval.conftest import SETTINGS, open_files
 from tests.retrieval.hashing import HashingEmbedder
 from tests.retrieval.making import zipped
@@ -98,8 +99,9 @@ def test_a_source_named_twice_is_one_document(library: Library):
 def test_a_change_that_replaces_its_own_document_leaves_no_vector(library: Library, embedder: HashingEmbedder):
     library.ingest_documents([("b", "B", "Tin is soft.", "text/plain")])
     document = NewDocument("default", "a", "A", "text/plain", "", "", None, "one", [NewPassage(0, 3, None, "", "one")])
-    vectors = embedder.encode(["one"])
-    library._commit([(document, vectors), (document, vectors)])
+    shared = library._indexes.embedder
+    embedded = shared.encode_passages([passage_text("A", "", "one")])
+    assert library._commit([(document, embedded), (document, embedded)], shared)
     assert len(library._indexes.vectors) == 2 == library._store.counts()[1]
 
 
@@ -260,20 +262,6 @@ def test_a_directory_that_cannot_be_written_says_so(open_library: Callable[..., 
         open_library(tmp_path / "locked" / "data")
 
 
-def test_another_embedder_embeds_everything_again(open_library: Callable[..., Library], folder: Path):
-    library = open_library()
-    library.ingest_paths([folder])
-    library.close()
-    other = HashingEmbedder(dim=48, name="other")
-    library = open_library(embedder=other)
-    assert other.encoded >= 4
-    assert library.whole.search("how many days of leave").passages[0].title == "Leave"
-    library.close()
-    again = HashingEmbedder(dim=48, name="other")
-    assert open_library(embedder=again).whole.search("fire exits").passages[0].title == "safety"
-    assert again.encoded == 1
-
-
 def test_other_passage_sizes_make_the_passages_anew(open_library: Callable[..., Library], folder: Path):
     (folder / "long.txt").write_text("A sentence about the archive in the cellar. " * 40)
     library = open_library()
@@ -301,6 +289,8 @@ def test_bad_vectors_never_get_in(open_library: Callable[..., Library], bad: str
 def test_encoding_by_length_keeps_the_order(embedder: HashingEmbedder):
     texts = [f"word{i} " * (1 + i * 7 % 13) for i in range(50)]
     shared = SharedEmbedder(embedder)
-    np.testing.assert_allclose(shared.encode_bulk(texts), embedder.encode(texts), atol=1e-6)
+    np.testing.assert_allclose(shared.encode(texts), embedder.encode(texts), atol=1e-6)
+    passages = shared.encode_passages([passage_text("", "", text) for text in texts])
+    np.testing.assert_allclose([each.vector for each in passages], embedder.encode(texts), atol=1e-6)
     assert shared.encode([]).shape == (0, 64)
     assert SETTINGS.passage_tokens == 180

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from retrieval import SAMPLE_COLLECTION, EmbedderMissing, Library, SentenceTransformerEmbedder, sample_documents
+from retrieval.pooling import passage_text
 
 pytestmark = pytest.mark.slow
 CLAPNQ = Path("../shared/data/clapnq")
@@ -45,6 +46,18 @@ def test_vectors_are_unit_rows_and_tokens_are_counted(minilm: SentenceTransforme
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
     assert minilm.count_tokens("hello world") == 2
     assert minilm.count_tokens("word " * 1000) == 1000  # not truncated
+
+
+def test_one_pass_gives_passages_and_their_sentences(minilm: SentenceTransformerEmbedder):
+    texts = ["Trains are late on Mondays. Books help!", "A dog sleeps. " * 200, "", "One"]
+    passages = [passage_text("Rules", "Rules > Trains", text) for text in texts]
+    vectors, sentences = minilm.encode_passages(passages)
+    np.testing.assert_allclose(vectors, minilm.encode([passage.text for passage in passages]), atol=1e-5)
+    assert [len(each) for each in sentences[::2]] == [2, 0]
+    assert 0 < len(sentences[1]) < 200, "what lies behind the model's window has none"
+    query = minilm.encode(["are trains punctual"])[0]
+    late, books = sentences[0] @ query / np.linalg.norm(sentences[0], axis=1)
+    assert late > books
 
 
 def test_the_manual_answers_about_python_and_about_nothing_else(tmp_path: Path, minilm: SentenceTransformerEmbedder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from retrieval import Library, Passage, RetrievalSettings
 from retrieval.lexical import words_of
-from retrieval.search import fuse, phrases_of, telling_words
+from retrieval.search import phrases_of, telling_words
 
 TEXT = """Parking
 
@@ -84,14 +84,6 @@ def test_the_sentence_cache_is_bounded(open_library):
     for number in range(20):
         library.whole.quotes("sentence here", library.whole.search(f"sentence {number}", top_k=2).passages)
     assert library._quoter._cache._size <= 6
-
-
-def test_fusion_is_by_rank_and_within_one():
-    assert fuse([(1.0, [1, 2, 3]), (1.0, [1, 3])], 60)[0] == (1, 1.0)
-    fused = fuse([(2.0, [1, 2]), (1.0, [2, 3])], 10)
-    assert [number for number, _ in fused] == [2, 1, 3]
-    assert all(0 < score <= 1 for _, score in fused)
-    assert fuse([], 60) == []
 
 
 def test_the_words_of_a_query():

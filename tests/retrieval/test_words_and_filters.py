@@ -71,22 +71,24 @@ def test_ranking_is_bm25_over_what_is_seen(seed: int):
     for _ in range(10):
         query = words_of(some(6)) or ["word1x"]
         expected = plain_bm25(query, passages, seen)
-        found = index.search(query, mask, 500)
-        assert {slot for slot, _ in found} == {slot for slot, _ in expected}
+        scored = index.search(query, mask, 500)
+        found = list(scored.items())
+        assert set(scored) == {slot for slot, _ in expected}
         scores = dict(expected)
         np.testing.assert_allclose([score for _, score in found], [scores[slot] for slot, _ in found], rtol=1e-5)
         assert found == sorted(found, key=lambda item: (-item[1], item[0]))
-        assert index.search(query, mask, 7) == found[:7]
+        assert list(index.search(query, mask, 7).items()) == found[:7]
+        assert index.search(query, mask, 7, seen) == scored, "of those asked for besides, too"
 
 
 def test_an_index_of_nothing():
     index = LexicalIndex()
-    assert index.search(["a"], np.zeros(0, dtype=bool), 5) == []
+    assert index.search(["a"], np.zeros(0, dtype=bool), 5) == {}
     length, codes = encode("", "", "a word")
     index.add([0], [length], [codes])
-    assert index.search(["word"], np.zeros(1, dtype=bool), 5) == []
-    assert index.search(["absent"], np.ones(1, dtype=bool), 5) == []
-    assert index.search(["word"], np.ones(1, dtype=bool), 0) == []
+    assert index.search(["word"], np.zeros(1, dtype=bool), 5) == {}
+    assert index.search(["absent"], np.ones(1, dtype=bool), 5) == {}
+    assert index.search(["word"], np.ones(1, dtype=bool), 0) == {}
 
 
 def test_masks():
