@@ -16,6 +16,7 @@ from retrieval.errors import (
 from retrieval.files import write_atomically
 from retrieval.library import Library
 from retrieval.records import (
+    Box,
     Document,
     DocumentText,
     IngestReport,
@@ -36,6 +37,7 @@ __all__ = [
     "EVERYBODY",
     "OPERATOR",
     "SAMPLE_COLLECTION",
+    "Box",
     "Document",
     "DocumentText",
     "Embedder",

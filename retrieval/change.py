@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from retrieval import lexical
 from retrieval.access import EVERYBODY, checked
+from retrieval.boxes import PageBoxes
 from retrieval.embedding import Embedded
 from retrieval.errors import UnknownDocument
 from retrieval.table import PassageFacts
@@ -43,6 +44,7 @@ class NewDocument(Struct):
     owner: str = ""
     modified_at: str | None = None
     tags: tuple[str, ...] = ()
+    boxes: list[PageBoxes] = []
 
 
 class Added(NamedTuple):
@@ -127,6 +129,14 @@ class Change:
                 number, row, access, document.collection, document.media_type, day_of(document.modified_at)
             )
             self.added[number] = Added(facts, each.vector, length, codes)
+        self._db.execute("DELETE FROM page_boxes WHERE document = ?", [row])
+        self._db.executemany(
+            "INSERT INTO page_boxes VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (row, page, each.width, each.height, each.start, each.end, each.packed)
+                for page, each in enumerate(document.boxes, 1)
+            ],
+        )
         self._db.execute("DELETE FROM tags WHERE document = ?", [row])
         self._db.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in dict.fromkeys(document.tags)])
         return document_id, old is not None

@@ -166,6 +166,7 @@ class Ingestion:
             owner=self._into.owner,
             modified_at=candidate.modified(),
             tags=tags,
+            boxes=parsed.boxes,
         )
         return Prepared(document, stored is not None)
 

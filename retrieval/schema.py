@@ -63,6 +63,18 @@ CREATE TABLE {name} (
     UNIQUE (collection, source, owner)
 );
 """
+_PAGE_BOXES = """
+CREATE TABLE page_boxes (
+    document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+    page INTEGER NOT NULL,
+    width REAL NOT NULL,
+    height REAL NOT NULL,
+    "start" INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    boxes BLOB NOT NULL,
+    PRIMARY KEY (document, page)
+);
+"""
 _EMBEDDINGS = """
 CREATE TABLE {name} (
     passage INTEGER NOT NULL REFERENCES passages (id),
@@ -124,7 +136,7 @@ def prepare(connection: sqlite3.Connection, where: str) -> None:
         raise StoreError(f"{where} is an SQLite database, but not one of refdesk: choose another data directory")
     connection.executescript(
         f"BEGIN IMMEDIATE; {_DOCUMENTS.format(name='documents')} "
-        f"{_EMBEDDINGS.format(name='embeddings')} {_TABLES} {_DELETED} {_ACCESS} "
+        f"{_EMBEDDINGS.format(name='embeddings')} {_TABLES} {_DELETED} {_ACCESS} {_PAGE_BOXES} "
         f"INSERT INTO meta VALUES ('store', '{secrets.token_hex(16)}'), ('state', '{secrets.token_hex(16)}');"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
@@ -158,12 +170,13 @@ def _from_1(connection: sqlite3.Connection) -> None:
 
 
 def _from_2(connection: sqlite3.Connection) -> None:
-    """Embeddings get generations and vectors of sentences, which those that are there lack until they are made anew."""
+    """Embeddings get generations and vectors of sentences, which those that are there lack until they are made anew, as
+    boxes are."""
     connection.executescript(
         f"BEGIN IMMEDIATE; {_EMBEDDINGS.format(name='embeddings_new')}"
         "INSERT INTO embeddings_new SELECT passage, 1, vector, x'' FROM embeddings;"
         "DROP TRIGGER passages_deleted; DROP TABLE embeddings;"
-        f"ALTER TABLE embeddings_new RENAME TO embeddings; {_DELETED}"
+        f"ALTER TABLE embeddings_new RENAME TO embeddings; {_DELETED} {_PAGE_BOXES}"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from retrieval import schema
 from retrieval.access import Principal
+from retrieval.boxes import PageBoxes
 from retrieval.change import Change, day_of
 from retrieval.errors import StoreError, UnknownDocument
 from retrieval.records import Document, DocumentText, Passage
@@ -212,6 +213,36 @@ class Store:
                     f"WHERE p.id IN ({_marks(some)}) AND {seen}",
                     [*some, *values],
                 ).fetchall()
+
+    def around(self, principal: Principal, number: int, before: int, after: int) -> list[Passage]:
+        """A passage with so many before and behind it in its document, in order; none at all where it may not be read
+        or isn't there."""
+        with self._reader() as db:
+            rows = db.execute(
+                "SELECT n.id FROM passages p JOIN passages n ON n.document = p.document "
+                "AND n.ordinal BETWEEN p.ordinal - ? AND p.ordinal + ? WHERE p.id = ? ORDER BY n.ordinal",
+                [before, after, number],
+            ).fetchall()
+        found = self.passages(principal, [each for (each,) in rows])
+        return [found[each].passage for (each,) in rows if each in found]
+
+    def boxes(self, principal: Principal, document_id: str, start: int, end: int) -> list[tuple[int, PageBoxes]]:
+        """(page, its boxes) of those that have a part of the text from `start` to `end`.  Raises UnknownDocument, also
+        for one that the principal may not read."""
+        seen, values = _seen_by(principal)
+        with self._reader() as db:
+            row = db.execute(
+                f"SELECT d.id FROM documents d WHERE d.document_id = ? AND {seen}", [document_id, *values]
+            ).fetchone()
+            if row is None:
+                raise UnknownDocument(document_id)
+            pages = db.execute(
+                'SELECT page, width, height, "start", "end", boxes FROM page_boxes '
+                'WHERE document = ? AND "start" < ? AND "end" > ? '
+                "AND typeof(boxes) = 'blob' ORDER BY page",
+                [row[0], end, start],
+            )
+            return [(page, PageBoxes(*fields)) for page, *fields in pages]
 
     def matching(self, principal: Principal, tags: Sequence[str], sources: Sequence[str]) -> np.ndarray | None:
         """The documents with any of these tags and with a source that begins with any of these, of those that may be

@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 
 from retrieval.access import ANYBODY, OPERATOR, Principal, checked
+from retrieval.boxes import marked
 from retrieval.errors import NotAllowed, UnknownCollection, UnknownPassage
 from retrieval.indexes import Indexes
 from retrieval.lexical import words_of
 from retrieval.quoting import Quoter
-from retrieval.records import Document, DocumentText, Passage, Quote, SearchResult, Support
+from retrieval.records import Box, Document, DocumentText, Passage, Quote, SearchResult, Support
 from retrieval.search import (
     Filters,
     Found,
@@ -77,6 +78,21 @@ class View:
         if number not in found:
             raise UnknownPassage(passage_id)
         return found[number].passage
+
+    def around(self, passage_id: str, before: int = 1, after: int = 1) -> list[Passage]:
+        """A passage with up to so many before it and behind it in its document, in order.  Raises UnknownPassage, also
+        where it may not be read."""
+        number = passage_number(passage_id)
+        found = [] if number is None else self._store.around(self.principal, number, max(0, before), max(0, after))
+        if not found:
+            raise UnknownPassage(passage_id)
+        return found
+
+    def boxes(self, document_id: str, start: int, end: int) -> list[Box]:
+        """Where the text from `start` to `end` stands on the document's pages: a rectangle for each line, none where
+        the format has no pages to mark.  Raises UnknownDocument, also where it may not be read."""
+        pages = self._store.boxes(self.principal, document_id, start, end)
+        return [box for page, boxes in pages for box in marked(page, boxes, start, end)]
 
     def collections(self) -> list[str]:
         """Those with a document that may be read."""

@@ -17,7 +17,7 @@ from gateway.errors import ApiError, Problem
 from gateway.naming import DEFAULT_COLLECTION, collection_name
 from gateway.uploads import UploadOperation, read_upload
 from gateway.wire import CollectionName, JsonBody, plain_text
-from retrieval import Document, Principal
+from retrieval import Box, Document, Principal
 from retrieval.access import qualified
 from retrieval.ingest import Into
 
@@ -79,7 +79,7 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
             document, status_code=201, headers={"Location": f"/v1/documents/{document.document_id}"}
         )  # fmt: skip
 
-    return [upload, add_address, listing, document, share, remove]
+    return [upload, add_address, listing, document, boxes, share, remove]
 
 
 @get("/v1/documents", tags=["documents"], summary="List documents", responses=BAD_REQUEST)
@@ -107,6 +107,31 @@ async def document(
 ) -> DocumentView:
     found: Any = await desk.read(desk.library.seen_by(principal).document, document_id)
     return DocumentView(document=found.document, text=found.text)
+
+
+class Boxes(msgspec.Struct, frozen=True, kw_only=True):
+    """What to mark, in the order of the text."""
+
+    boxes: list[Box]
+
+
+@get(
+    "/v1/documents/{document_id:str}/boxes",
+    tags=["documents"],
+    summary="Where a piece of its text stands on its pages",
+    description="A rectangle for each line of the text from `start` to `end`, in points from the top left corner of "
+    "its page; none for formats other than PDF.",
+    responses=NOT_FOUND | BAD_REQUEST,
+)
+async def boxes(
+    desk: NamedDependency[Desk],
+    principal: NamedDependency[Principal],
+    document_id: FromPath[str],
+    start: Annotated[int, QueryParameter(ge=0, le=10**9)],
+    end: Annotated[int, QueryParameter(ge=0, le=10**9)],
+) -> Boxes:
+    found: Any = await desk.read(desk.library.seen_by(principal).boxes, document_id, start, end)
+    return Boxes(boxes=found)
 
 
 class FromAddress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

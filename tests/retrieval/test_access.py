@@ -217,7 +217,7 @@ def test_an_older_store_stays_everybodys(tmp_path: Path, open_library: Callable[
         # What schema 1 was: no readers, owners, dates, tags; no words.
         db.executescript(
             "PRAGMA foreign_keys = OFF; DROP TRIGGER words_deleted; DROP TABLE words; DROP TABLE tags;"
-            "CREATE TABLE old AS SELECT * FROM documents; DROP TABLE documents;"
+            "DROP TABLE page_boxes; CREATE TABLE old AS SELECT * FROM documents; DROP TABLE documents;"
             "CREATE TABLE documents (id INTEGER PRIMARY KEY AUTOINCREMENT, document_id TEXT NOT NULL UNIQUE, "
             "collection TEXT NOT NULL, source TEXT NOT NULL, title TEXT NOT NULL, media_type TEXT NOT NULL, "
             "content_hash TEXT NOT NULL, recipe TEXT NOT NULL, characters INTEGER NOT NULL, passages INTEGER NOT NULL, "

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pypdfium2
@@ -11,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.long_pdf import A4, LEADING, MARGIN, pdf_of
+from retrieval import Box, Library, Principal, UnknownDocument
 from retrieval.boxes import PageBoxes, marked, pack, unpack
 from retrieval.formats.parsed import Parsed
 from retrieval.formats.reading import read_file
-from retrieval.records import Box
 from retrieval.sandbox import Sandbox
 
 PAGES = [
@@ -181,3 +184,32 @@ def test_boxes_are_kept_to_a_tenth_of_a_point(rows: list[tuple]):
 @pytest.mark.parametrize("packed", [b"", b"damaged", pack(np.zeros((3, 4))), pack(np.zeros((10**6, 4)))])
 def test_damaged_boxes_are_none(packed: bytes):
     assert marked(1, PageBoxes(100, 100, 5, 9, packed), 0, 100) == []
+
+
+def test_boxes_are_kept_with_their_document_and_read_by_its_readers(library: Library):
+    ada, bob = library.seen_by(Principal.of("ada", ["hr"])), library.seen_by(Principal.of("bob"))
+    document = library.ingest_bytes("a.pdf", pdf_of(PAGES), readers=["group:hr"])
+    text = ada.document(document.document_id).text
+    parsed = read_file("a.pdf", pdf_of(PAGES))
+    assert ada.boxes(document.document_id, 0, len(text)) == boxes_of(parsed, text)
+    start = text.index("Second")
+    assert ada.boxes(document.document_id, start, start + 6) == boxes_of(parsed, "Second")
+    assert ada.boxes(document.document_id, 5, 5) == ada.boxes(document.document_id, 9, 5) == []
+    for who, document_id in ((bob, document.document_id), (ada, "0" * 16)):
+        with pytest.raises(UnknownDocument):
+            who.boxes(document_id, 0, 10)
+    notes = library.ingest_bytes("a.md", b"# Notes\n\nNo pages here.")
+    assert bob.boxes(notes.document_id, 0, 10) == []
+
+
+def test_boxes_go_with_their_document(library: Library, tmp_path: Path):
+    def stored() -> list[int]:
+        with closing(sqlite3.connect(tmp_path / "data" / "library.sqlite3")) as database:
+            return [page for (page,) in database.execute("SELECT page FROM page_boxes ORDER BY page")]
+
+    document = library.ingest_bytes("a.pdf", pdf_of(PAGES))
+    assert stored() == [1, 2]
+    library.ingest_bytes("a.pdf", pdf_of(PAGES[1:]))
+    assert stored() == [1]
+    library.whole.remove(document.document_id)
+    assert stored() == []

@@ -120,7 +120,8 @@ def test_a_store_from_before_sentences_gets_them(filled: Path, open_library: Cal
         # What schema 2 was.
         database.executescript(
             "CREATE TABLE old AS SELECT passage, vector FROM embeddings; DROP TRIGGER passages_deleted;"
-            "DROP TABLE embeddings; CREATE TABLE embeddings (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL);"
+            "DROP TABLE page_boxes; DROP TABLE embeddings;"
+            "CREATE TABLE embeddings (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL);"
             f"INSERT INTO embeddings SELECT * FROM old; DROP TABLE old; {trigger};"
             "DELETE FROM meta WHERE key = 'opened_by'; PRAGMA user_version = 2;"
         )
