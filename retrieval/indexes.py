@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from retrieval import lexical
 from retrieval.access import OPERATOR, Principal
-from retrieval.change import Change
-from retrieval.embedding import SharedEmbedder
+from retrieval.change import Change, NewDocument
+from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.errors import StoreError
 from retrieval.lexical import LexicalIndex
 from retrieval.locks import ReadWriteLock
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 
 
 class Indexes:
-    """`lock` is held to read while searching; `apply` takes it to write."""
+    """The finder (`contracts.Finder`) over a store in SQLite.  `lock` is held to read while searching; `apply` takes it
+    to write."""
 
     def __init__(
         self,
@@ -53,8 +55,9 @@ class Indexes:
         self.words = LexicalIndex()
         self.table = PassageTable()
         self.store = store
-        self.embedder: SharedEmbedder | None = embedder  # whose vectors serve
+        self._serving: SharedEmbedder | None = embedder  # whose vectors those are
         self._wanted = embedder
+        self._opened_by = opened_by
         self.lists_from = lists_from
         self._data_dir = data_dir
         self._saved = ""  # the store's state that the file of vectors mirrors
@@ -64,19 +67,41 @@ class Indexes:
         self._reindexing.begin()
 
     @property
-    def writing(self) -> tuple[SharedEmbedder, int]:
-        """The model that embeds what is added, and the generation that its vectors belong to."""
-        if self.embedder is not None:
-            return self.embedder, self.store.generation
-        return self._wanted, self.store.generation + 1
+    def embedder(self) -> SharedEmbedder | None:
+        return self._serving if self.vectors is not None else None
+
+    @property
+    def writing(self) -> SharedEmbedder:
+        return self._serving or self._wanted
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        with self.store.write() as change:
+            yield change
+            self.apply(change)
+
+    def put(self, documents: Sequence[tuple[NewDocument, Sequence[Embedded]]], embedder: SharedEmbedder) -> bool:
+        self.check_dim()
+        with self.store.write() as change:
+            if embedder is not self.writing:
+                return False
+            if not len(self.table):
+                change.describe_embedder(embedder.identity, embedder.dim, self._opened_by)
+            generation = self.store.generation + (self._serving is None)
+            for document, embedded in documents:
+                change.put(document, embedded, generation)
+            self.apply(change)
+        return True
 
     def find(self, principal: Principal, question: Question, count: int, timer: StageTimer) -> dict[int, Found]:
-        """What is close by meaning or by words, `count` of each, of what the principal may read, by number."""
         with self.lock.read():
             mask = self._mask(principal, question)
             numbers = self.table["number"][mask]
             near = []
-            if self.vectors is not None and question.vector is not None and len(question.vector) == self.vectors.dim:
+            if self.vectors is not None and question.vector is not None:
+                if len(question.vector) != self.vectors.dim:
+                    self.check_dim()
+                    return {}  # another model has come into place since; who asks asks again
                 near = self.vectors.search(question.vector, count, numbers)
             timer.done("vectors")
             worded = self.words.search(question.words, mask, count, self.table.slots_of(near))
@@ -98,8 +123,8 @@ class Indexes:
             if self.table.sparse:
                 self.table, self.words = PassageTable(), LexicalIndex()
                 self._open_table(keep=False)  # this very write is not over
-            if self.vectors is None and added and self.embedder is not None:
-                self.vectors = VectorIndex(self.embedder.dim)
+            if self.vectors is None and added and self._serving is not None:
+                self.vectors = VectorIndex(self._serving.dim)
             if self.vectors is not None:
                 self.vectors.remove(np.array(change.removed, dtype=np.int64))
                 if added:
@@ -111,7 +136,7 @@ class Indexes:
         """From now on `made` serves, with the model that made it."""
         with self.lock.write():
             commit()
-            self.vectors, self.embedder = made, embedder
+            self.vectors, self._serving = made, embedder
 
     def check_dim(self) -> None:
         """A model that is loaded late was known by its name alone when the library was opened.  Raises StoreError."""
@@ -125,11 +150,9 @@ class Indexes:
             )
 
     def settle(self) -> None:
-        """Wait until what is made beside the searches is in its place."""
         self._reindexing.wait()
 
     def close(self) -> None:
-        """What is being made goes on when the library is opened again."""
         self._reindexing.stop()
         self.save()
 
@@ -200,9 +223,9 @@ class Indexes:
             log.warning(
                 "vectors are made anew: the embedder was %s (%s numbers), now it is %s", had, dim, embedder.name
             )
-            self.embedder = earlier(had) if had else None
-            if self.embedder is None or self.embedder.dim_at_hand not in (None, dim):
-                self.embedder = None
+            self._serving = earlier(had) if had else None
+            if self._serving is None or self._serving.dim_at_hand not in (None, dim):
+                self._serving = None
                 return
         assert dim is not None
         index = VectorIndex.load(self._data_dir, self._mirrored(), dim, len(numbers))
@@ -228,12 +251,12 @@ class Indexes:
         return index
 
     def _embed_again(self, numbers: np.ndarray) -> None:
-        assert self.embedder is not None
+        assert self._serving is not None
         log.warning("embedding %d passages again: their stored vectors are missing or damaged", len(numbers))
         with self.store.write() as change:
             for start in range(0, len(numbers), 256):
                 some = numbers[start : start + 256].tolist()
                 rows = self.store.passages(OPERATOR, some)
                 texts = [passage_text(each.title, each.heading, each.text) for each in (rows[n].passage for n in some)]
-                change.set_embeddings(some, self.embedder.encode_passages(texts))
+                change.set_embeddings(some, self._serving.encode_passages(texts))
             change.commit()

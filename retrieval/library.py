@@ -232,7 +232,7 @@ class Library:
         with self._ingesting:
             run = ingest.Ingestion(
                 into=into,
-                embedder=lambda: self._indexes.writing[0],
+                embedder=lambda: self._indexes.writing,
                 reader=self._reader,
                 settings=self._settings,
                 stored=self._store.version,
@@ -249,18 +249,9 @@ class Library:
         """False where `embedder` is no longer the one whose vectors are wanted."""
         if self._closed:
             raise StoreError("the library was closed while documents were being added", code="closed_store")
-        self._indexes.check_dim()
-        with self._store.write() as change:
-            wanted, generation = self._indexes.writing
-            if embedder is not wanted:
-                return False
-            if not len(self._indexes.table):
-                change.describe_embedder(embedder.identity, embedder.dim, self._settings.embedder)
-            for document, embedded in documents:
-                change.put(document, embedded, generation)
-            self._indexes.apply(change)
-        if change.removed:
-            self._quoter.forget()
+        if not self._indexes.put(documents, embedder):
+            return False
+        self._quoter.forget()
         return True
 
     def _passage_vectors(self, passage_ids: Sequence[str]) -> dict[str, np.ndarray]:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from retrieval.access import ANYBODY, OPERATOR, Principal, checked
 from retrieval.boxes import marked
+from retrieval.contracts import Finder, Store
 from retrieval.errors import NotAllowed, UnknownCollection, UnknownPassage
-from retrieval.indexes import Indexes
 from retrieval.lexical import words_of
 from retrieval.quoting import Quoter
 from retrieval.records import Box, Document, DocumentText, Passage, Quote, SearchResult, Support
@@ -30,7 +30,7 @@ from retrieval.search import (
     telling_words,
 )
 from retrieval.settings import RetrievalSettings
-from retrieval.store import Store, passage_number
+from retrieval.store import passage_number
 
 
 class View:
@@ -40,13 +40,13 @@ class View:
         self,
         principal: Principal,
         store: Store,
-        indexes: Indexes,
+        finder: Finder,
         quoter: Quoter,
         settings: RetrievalSettings,
     ):
         self.principal = principal
         self._store = store
-        self._indexes = indexes
+        self._finder = finder
         self._quoter = quoter
         self._settings = settings
 
@@ -101,9 +101,8 @@ class View:
     def remove(self, document_id: str) -> None:
         """Remove a document from every index, at once.  Raises UnknownDocument, NotAllowed."""
         self._check_owner(document_id)
-        with self._store.write() as change:
+        with self._finder.change() as change:
             change.remove(document_id)
-            self._indexes.apply(change)
         self._quoter.forget()
 
     def share(self, document_id: str, readers: Sequence[str]) -> Document:
@@ -113,9 +112,8 @@ class View:
             checked(reader)
         owner = self._check_owner(document_id)
         readers = {*readers, owner} - {""}
-        with self._store.write() as change:
+        with self._finder.change() as change:
             change.set_readers(document_id, sorted(readers))
-            self._indexes.apply(change)
         self._quoter.forget()
         return self._store.document(OPERATOR, document_id).document
 
@@ -135,7 +133,7 @@ class View:
         passages = choose(rank(found, settings), found, top_k, settings.per_document)
         closest = round(relevance(found.values()), 4)
         # Words alone, while no model can tell what is close, refuse nothing.
-        relevant = bool(passages) and (closest >= settings.relevance_floor or self._indexes.embedder is None)
+        relevant = bool(passages) and (closest >= settings.relevance_floor or self._finder.embedder is None)
         facets = count_facets(found)
         timer.done("fuse")
         return SearchResult(passages, closest, relevant, facets, timer.milliseconds)
@@ -144,16 +142,13 @@ class View:
         self, query: str, collection: str | None, filters: Filters, count: int, timer: StageTimer
     ) -> dict[int, Found]:
         while True:
-            embedder = self._indexes.embedder
-            vector = None
-            if embedder is not None and self._indexes.vectors is not None:
-                vector = embedder.encode_query(query)
-                self._indexes.check_dim()
+            embedder = self._finder.embedder
+            vector = embedder.encode_query(query) if embedder is not None else None
             timer.done("embed")
             words = telling_words(words_of(query))
             question = Question(vector, words, phrases_of(query), collection, filters)
-            found = self._indexes.find(self.principal, question, count, timer)
-            if self._indexes.embedder is embedder:  # else another model's vectors have come into place meanwhile
+            found = self._finder.find(self.principal, question, count, timer)
+            if self._finder.embedder is embedder:  # else another model's vectors have come into place meanwhile
                 return found
 
     def quotes(self, question: str, passages: Sequence[Passage], count: int = 2) -> list[Quote]:

@@ -1,0 +1,95 @@
+"""What a library needs of the place where its documents are: a store that is the truth, and a finder over it.
+
+SQLite with indexes in memory (`store.Store`, `indexes.Indexes`) is one place.  Another one keeps these promises:
+
+- A change takes effect at once and wholly, for every reader, when it is committed, and is durable then.
+- Whatever is read is read as somebody; what they may not read isn't there, and shows in no score and no order.
+- Ids of documents and passages are never used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+
+from retrieval.access import Principal
+from retrieval.change import NewDocument
+from retrieval.embedding import Embedded, SharedEmbedder
+from retrieval.records import Document, DocumentText
+from retrieval.search import Found, Question, StageTimer
+from retrieval.store import PassageRow, StoredVersion
+
+
+class Change(Protocol):
+    """One write, all of it or nothing.  Raises UnknownDocument for a document that isn't there."""
+
+    def remove(self, document_id: str) -> None: ...
+
+    def set_readers(self, document_id: str, readers: Sequence[str]) -> None:
+        """From the commit on these may read it and nobody else."""
+
+
+class Store(Protocol):
+    """Documents, passages and embeddings.  All methods may be called from any thread and raise StoreError."""
+
+    def counts(self) -> tuple[int, int]:
+        """(documents, passages)"""
+
+    def collections(self, principal: Principal) -> list[str]: ...
+
+    def documents(
+        self, principal: Principal, collection: str | None, offset: int, limit: int
+    ) -> tuple[list[Document], int]:
+        """A page by title, and how many there are."""
+
+    def document(self, principal: Principal, document_id: str) -> DocumentText:
+        """Raises UnknownDocument, also for one that the principal may not read."""
+
+    def version(self, collection: str, source: str, owner: str) -> StoredVersion | None:
+        """Which version of an owner's source is stored, if any."""
+
+    def access_of(self, principal: Principal) -> list[int] | None:
+        """Names for what lets this principal read, the same for all who may read the same; None for all."""
+
+    def passages(self, principal: Principal, numbers: Sequence[int]) -> dict[int, PassageRow]:
+        """The passages that are there and may be read, by number."""
+
+    def vectors_of(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+        """float32 [dim] by passage, of the embeddings that serve."""
+
+    def close(self) -> None: ...
+
+
+class Finder(Protocol):
+    """Finds passages, and lets them change."""
+
+    @property
+    def embedder(self) -> SharedEmbedder | None:
+        """The model whose vectors serve; None while nothing is embedded, or nothing that a model at hand could be
+        compared with: words alone serve then."""
+
+    @property
+    def writing(self) -> SharedEmbedder:
+        """The model that embeds what is added."""
+
+    def find(self, principal: Principal, question: Question, count: int, timer: StageTimer) -> dict[int, Found]:
+        """What is close by meaning or by words, `count` of each, of what the principal may read, by number."""
+
+    def put(self, documents: Sequence[tuple[NewDocument, Sequence[Embedded]]], embedder: SharedEmbedder) -> bool:
+        """Add documents, each with its passages embedded, or replace those of the same collection, source and owner.
+        Nothing and False where `embedder` is no longer the one that is `writing`."""
+
+    def change(self) -> AbstractContextManager[Change]:
+        """A change that is committed at the end of the block, and undone where that raises."""
+
+    def save(self) -> None:
+        """Keep what would take long to make again."""
+
+    def settle(self) -> None:
+        """Wait until nothing is being made anew: vectors of another model, an index for more passages."""
+
+    def close(self) -> None:
+        """What is being made goes on when the library is opened again."""
