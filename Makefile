@@ -16,7 +16,7 @@ help:
 	@echo "make bench-quantization  measure what each rounding of the weights costs"
 	@echo "make bench-sharing  what each way of sharing documents saves, who waits for whom, what answers lose (an hour)"
 	@echo "make bench-disturbance  what sharing documents does to answers"
-	@echo "make bench-retrieval  measure how well passages are ranked (needs the data folders)"
+	@echo "make bench-retrieval  measure how well passages are ranked and how they fill blocks (needs the data folders), and a long PDF"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make soak           half an hour of mixed traffic with clients that leave"
 	@echo "make gpu-check      on a machine with a GPU: test and measure the kernels and the engine there"
@@ -76,9 +76,11 @@ bench-engine: setup
 bench-quantization: setup
 	@$(RUN) -m loadtests.quantization
 
-# Ranking of passages; needs the data folders of CLAPnq and the handbook.
+# Ranking and sizes of passages need the data folders of CLAPnq and the handbook.
 bench-retrieval: setup
 	@$(RUN) -m loadtests.ranking
+	@$(RUN) -m loadtests.passage_blocks
+	@$(RUN) -m loadtests.long_pdf
 
 bench-sharing: setup
 	@$(RUN) -m loadtests.sharing

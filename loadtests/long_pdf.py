@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import io
-import json
 import random
 import re
 import shlex
@@ -95,39 +94,36 @@ def main() -> int:
         began = time.monotonic()
         read = library._sandbox.read_file("long.pdf", data)
         read_seconds = time.monotonic() - began
-    where = report.environment()
+    command = shlex.join(["python", "-m", "loadtests.long_pdf", *sys.argv[1:]])
+    boxes_bytes = sum(len(page.packed) for page in read.boxes)
+    computer = report.machine()
+    lines = [
+        "# A long PDF",
+        "",
+        f"`{command}`: {PAGES} pages of {WORDS} words, {len(data) / 2**20:.1f} MiB, which become {document.passages} "
+        f"passages; {computer['cores']} cores ({computer['cpu']}); commit {report.commit()}.",
+        "",
+        "| what | measured | at most |",
+        "|---|---:|---:|",
+        f"| until it is searchable | {seconds:.1f} s | {BAR_SECONDS} s |",
+        f"| of that reading the file, in its process | {read_seconds:.1f} s | |",
+        f"| memory of that process | {peak:.0f} MiB | {BAR_MB} MB |",
+        f"| boxes of its {document.characters} characters | {boxes_bytes / 2**20:.1f} MiB | |",
+    ]
+    print("\n".join(lines))
     record = {
-        "command": shlex.join(["python", "-m", "loadtests.long_pdf", *sys.argv[1:]]),
+        "command": command,
         "pages": PAGES,
         "words": PAGES * WORDS,
         "file_bytes": len(data),
+        "characters": document.characters,
         "passages": document.passages,
-        "boxes_bytes": sum(len(page.packed) for page in read.boxes),
         "searchable_seconds": round(seconds, 1),
         "reading_seconds": round(read_seconds, 1),
-        "reader_peak_mb": round(peak),
-        "environment": where,
+        "reader_peak_mib": round(peak),
+        "boxes_bytes": boxes_bytes,
     }
-    text = "\n".join(
-        (
-            "# A long PDF",
-            "",
-            f"`{record['command']}`: {PAGES} pages of {WORDS} words, {len(data) / 2**20:.1f} MiB, which become "
-            f"{document.passages} passages; on {where['machine']['cores']} cores ({where['machine']['cpu']}); commit "
-            f"{where['commit']}.",
-            "",
-            "| what | measured | at most |",
-            "|---|---:|---:|",
-            f"| until it is searchable | {seconds:.1f} s | {BAR_SECONDS} s |",
-            f"| of that reading the file, in its process | {read_seconds:.1f} s | |",
-            f"| memory of that process | {peak:.0f} MiB | {BAR_MB} MB |",
-            f"| boxes of its {document.characters} characters | {record['boxes_bytes'] / 2**20:.1f} MiB | |",
-            "",
-        )
-    )
-    print(text)
-    (options.out / "long_pdf.md").write_text(text, encoding="utf-8")
-    (options.out / "long_pdf.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    report.write(options.out, "long_pdf", lines, record)
     return 0
 
 
