@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from retrieval.access import Principal
+from retrieval.boxes import PageBoxes
 from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, SharedEmbedder
-from retrieval.records import Document, DocumentText
+from retrieval.records import Document, DocumentText, Passage
 from retrieval.search import Found, Question, StageTimer
 from retrieval.store import PassageRow, StoredVersion
 
@@ -56,6 +57,12 @@ class Store(Protocol):
 
     def passages(self, principal: Principal, numbers: Sequence[int]) -> dict[int, PassageRow]:
         """The passages that are there and may be read, by number."""
+
+    def around(self, principal: Principal, number: int, before: int, after: int) -> list[Passage]:
+        """A passage with so many before and behind it in its document; none at all where it may not be read."""
+
+    def boxes(self, principal: Principal, document_id: str, start: int, end: int) -> list[tuple[int, PageBoxes]]:
+        """(page, its boxes) of those that have a part of the text.  Raises UnknownDocument as `document` does."""
 
     def vectors_of(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
         """float32 [dim] by passage, of the embeddings that serve."""
