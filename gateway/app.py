@@ -20,7 +20,7 @@ from gateway.auth import principals
 from gateway.config import Config
 from gateway.desk import Desk
 from gateway.identity import request_id
-from gateway.routes import answers, documents, health, openai, page, search
+from gateway.routes import answers, documents, health, jobs, openai, page, search
 from inference import Backend
 from retrieval import Library, Principal
 
@@ -61,6 +61,7 @@ def create_app(
             Router("/", route_handlers=[answers.ask, openai.complete, openai.chat], before_request=give_way),
             search.search,
             *documents.handlers(config),
+            *jobs.HANDLERS,
             openai.models,
             openai.model,
             health.live,
@@ -81,7 +82,7 @@ def create_app(
             description="Ask an organisation's documents; answers stream back with citations.",
             path="/schema",
             render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"]), YamlRenderPlugin(path="/openapi.yaml")],
-            tags=[Tag(name=name) for name in ("answers", "search", "documents", "openai", "health")],
+            tags=[Tag(name=name) for name in ("answers", "search", "documents", "jobs", "openai", "health")],
         ),
         logging_config=None,
         debug=False,

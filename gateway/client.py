@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -11,6 +11,7 @@ import msgspec
 
 from inference.sse import EventReader, EventTooLarge
 
+T = TypeVar("T")
 NO_JSON = (msgspec.DecodeError, UnicodeDecodeError)
 MAX_EVENT_BYTES = 32 << 20
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
@@ -24,6 +25,10 @@ class ServerError(Exception):
 
 class _Documents(msgspec.Struct):
     documents: list[dict[str, Any]]
+
+
+class _Jobs(msgspec.Struct):
+    jobs: list[dict[str, Any]]
 
 
 class Client:
@@ -69,13 +74,25 @@ class Client:
         """A page of the list; empty after its end."""
         query = {"collection": collection, "offset": offset, "limit": limit}
         response = self._call("GET", "/v1/documents", params={k: v for k, v in query.items() if v is not None})
-        try:
-            return msgspec.json.decode(response.content, type=_Documents).documents
-        except NO_JSON as error:
-            raise self._foreign() from error
+        return self._json(response, _Documents).documents
+
+    def jobs(self, *, states: Sequence[str], offset: int, limit: int) -> list[dict[str, Any]]:
+        """A page of the list, the newest first; empty after its end."""
+        query = {"state": list(states), "offset": offset, "limit": limit}
+        return self._json(self._call("GET", "/v1/jobs", params=query), _Jobs).jobs
+
+    def change_job(self, job_id: str, change: str) -> dict[str, Any]:
+        """`change`: cancel or retry."""
+        return self._json(self._call("POST", f"/v1/jobs/{quote(job_id, safe='')}/{change}"), dict[str, Any])
 
     def remove(self, document_id: str) -> None:
         self._call("DELETE", f"/v1/documents/{quote(document_id, safe='')}")
+
+    def _json(self, response: httpx.Response, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except NO_JSON as error:
+            raise self._foreign() from error
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

@@ -74,11 +74,9 @@ class Desk:
         self._backend = backend
         self._owns_library = library is None
         self._owns_backend = backend is None
-        # Ingestion waits for its own kind only: a long upload must not keep searches from a thread.
+        # What comes in is only put on the disk; that must not keep searches from a thread either.
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="library-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="library-write")
-        # Neither must other people's servers, which may be slow.
-        self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="library-fetch")
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="library-change")
         self._opening: list[asyncio.Task[None]] = []
 
@@ -143,23 +141,18 @@ class Desk:
             logger.warning("closing took longer than %s s; leaving", CLOSE_SECONDS)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown(wait=False, cancel_futures=True)
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
         self._changer.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one of the library's reading calls in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *args, **kwargs))
 
-    async def fetch(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run a call that asks other servers."""
-        return await asyncio.get_running_loop().run_in_executor(self._fetchers, partial(function, *args, **kwargs))
-
     async def change(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run a change that must not wait for documents that are being read: a removal, or who may read."""
+        """Run a change that must not wait for files that come in: a removal, or who may read."""
         return await asyncio.get_running_loop().run_in_executor(self._changer, partial(function, *args, **kwargs))
 
     async def write(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run one of the library's changing calls in a thread, one at a time."""
+        """Take in what comes, in a thread, one at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, partial(function, *args, **kwargs))
 
     def _not_ready(self) -> NotReady:
@@ -174,17 +167,29 @@ class Desk:
             await self._open("_library", self._open_library)
         if self._owns_backend and self._backend is None and self.failure is None:
             await self._open("_backend", self._open_backend)
-        if not self.lacking():
+        if not self.lacking() and await self._begin_jobs():
             # As anybody sees it: what is no longer public must not be warmed for all.
             await self.warming.run(self.backend, partial(self.read, self.library.seen_by(ANYBODY).passage))
+
+    async def _begin_jobs(self) -> bool:
+        """Read what is queued, beside what is answered; whether that can be."""
+        try:
+            await in_daemon_thread(self.library.jobs.start)
+        except Exception as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+            self.on_failure()
 
     async def _open(self, name: str, opener: Callable[[], Any]) -> None:
         try:
             opened = await in_daemon_thread(opener)
         except Exception as error:
-            if self.failure is None:
-                self.failure = error
-                self.on_failure()
+            self._fail(error)
             return
         setattr(self, name, opened)
         if not self.lacking():

@@ -28,7 +28,16 @@ from inference import (
     Unavailable,
     UnknownModel,
 )
-from retrieval import NotAllowed, RetrievalError, StoreError, UnknownCollection, UnknownDocument, UnreadableFile
+from retrieval import (
+    JobConflict,
+    NotAllowed,
+    RetrievalError,
+    StoreError,
+    UnknownCollection,
+    UnknownDocument,
+    UnknownJob,
+    UnreadableFile,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +141,12 @@ def _facts(error: BaseException) -> tuple[int, str, str, str | None, float | Non
             return error.status, error.code, error.detail, error.param, error.retry_after_seconds
         case BackendError():
             return _backend_status(error), error.code, str(error), None, error.retry_after_seconds
-        case UnknownCollection() | UnknownDocument():
+        case UnknownCollection() | UnknownDocument() | UnknownJob():
             return 404, error.code, str(error), None, None
         case NotAllowed():
             return 403, error.code, str(error), None, None
+        case JobConflict():
+            return 409, error.code, str(error), None, None
         case UnreadableFile():
             return 422, error.code, str(error), None, None
         case StoreError():

@@ -1,7 +1,9 @@
-"""The commands that keep a library: put documents in, list and remove them, back all of it up and bring it back."""
+"""The commands that keep a library: put documents in, list and remove them, see what is being read, back all of it up
+and bring it back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,104 @@ def _all_documents(collection: str | None, url: str | None, data: str | None, co
         while page := library.whole.documents(collection=collection, offset=offset, limit=limit)[0]:
             yield from map(msgspec.to_builtins, page)
             offset += len(page)
+
+
+@click.group()
+def jobs() -> None:
+    """See what a server reads; cancel it, or try again what failed.
+
+    What is sent to a server and what lies in the folders that it watches is read job by job.
+    """
+
+
+@jobs.command("list")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["queued", "parsing", "embedding", "done", "failed", "cancelled"]),
+    help="Only those in this state; may be given several times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job.")
+@url_option
+@data_option
+@config_option
+def list_jobs(
+    states: tuple[str, ...], as_json: bool, url: str | None, data: str | None, config_path: Path | None
+) -> None:
+    """List the jobs, the newest first."""
+    import msgspec
+
+    from gateway.reporting import job_line
+
+    for job in _all_jobs(states, url, data, config_path):
+        click.echo(msgspec.json.encode(job).decode() if as_json else job_line(job))
+
+
+@jobs.command("cancel")
+@click.argument("job_ids", nargs=-1, required=True, type=Text(), metavar="JOB_ID...")
+@url_option
+@data_option
+@config_option
+def cancel_jobs(job_ids: tuple[str, ...], url: str | None, data: str | None, config_path: Path | None) -> None:
+    """Cancel jobs, by the ids that `refdesk jobs list` shows; nothing of them is stored."""
+    _change_jobs("cancel", job_ids, url, data, config_path)
+
+
+@jobs.command("retry")
+@click.argument("job_ids", nargs=-1, required=True, type=Text(), metavar="JOB_ID...")
+@url_option
+@data_option
+@config_option
+def retry_jobs(job_ids: tuple[str, ...], url: str | None, data: str | None, config_path: Path | None) -> None:
+    """Queue jobs again that failed or were cancelled."""
+    _change_jobs("retry", job_ids, url, data, config_path)
+
+
+def _all_jobs(states: tuple[str, ...], url: str | None, data: str | None, config_path: Path | None) -> Iterator[Any]:
+    """Every job as a dict, a page at a time."""
+    import msgspec
+
+    limit, offset = 200, 0
+    if url:
+        from gateway.client import Client
+
+        with Client(url) as client:
+            while page := client.jobs(states=states, offset=offset, limit=limit):
+                yield from page
+                offset += len(page)
+        return
+    config = load(config_path, data)
+    from gateway.desk import open_library
+    from retrieval import OPERATOR
+
+    with open_library(config) as library:
+        while page := library.jobs.jobs(OPERATOR, states, offset=offset, limit=limit)[0]:
+            yield from map(msgspec.to_builtins, page)
+            offset += len(page)
+
+
+def _change_jobs(
+    change: str, job_ids: tuple[str, ...], url: str | None, data: str | None, config_path: Path | None
+) -> None:
+    import msgspec
+
+    from gateway.reporting import job_line
+
+    if url:
+        from gateway.client import Client
+
+        with Client(url) as client:
+            for job_id in job_ids:
+                click.echo(job_line(client.change_job(job_id, change)))
+        return
+    config = load(config_path, data)
+    from gateway.desk import open_library
+    from retrieval import OPERATOR
+
+    with open_library(config) as library:
+        for job_id in job_ids:
+            click.echo(job_line(msgspec.to_builtins(getattr(library.jobs, change)(OPERATOR, job_id))))
 
 
 @click.command()

@@ -28,13 +28,14 @@ class Progress:
 
     def __call__(self, event: ProgressEvent) -> None:
         if not self._on_terminal:
-            if event.state != "embedding":
+            if event.state not in ("parsing", "embedding"):
                 click.echo(f"{event.done}/{event.total} {event.state} {event.source}", err=True)
             return
         if self._bar is None:
             self._bar = tqdm(total=event.total, unit="doc", dynamic_ncols=True, leave=False)
         self._bar.total = event.total
-        self._bar.set_postfix_str(event.source.rsplit("/", 1)[-1][:40], refresh=False)
+        part = f" {event.state} {event.part}/{event.parts}" if event.parts else ""
+        self._bar.set_postfix_str(event.source.rsplit("/", 1)[-1][:40] + part, refresh=False)
         self._bar.update(event.done - self._bar.n)
 
 
@@ -43,6 +44,7 @@ def summary(report: IngestReport) -> str:
     counts = {
         "added": len(report.added),
         "updated": len(report.updated),
+        "moved": len(report.moved),
         "unchanged": len(report.unchanged),
         "failed": len(report.failed),
         "skipped (no format that is read)": report.skipped,
@@ -61,6 +63,19 @@ def document_line(document: dict[str, Any]) -> str:
             printable(document["source"]),
         )
     )
+
+
+def job_line(job: dict[str, Any]) -> str:
+    state = job["state"]
+    match state:
+        case "parsing" if job["parts"]:
+            state = f"parsing {job['parts_read']}/{job['parts']}"
+        case "embedding" if job["passages"]:
+            state = f"embedding {job['passages_embedded']}/{job['passages']}"
+    again = f" (attempt {job['attempts']})" if job["attempts"] > 1 else ""
+    why = f": {job['reason']}" if job["reason"] else ""
+    unread = f", not read: {'; '.join(job['unread'])}" if job["unread"] else ""
+    return printable(f"{job['job_id']}  {state + again:<18}  {job['source']}{why}{unread}")
 
 
 class AnswerPrinter:

@@ -56,6 +56,14 @@ class Added(NamedTuple):
     codes: bytes
 
 
+class Reworded(NamedTuple):
+    """A passage whose title is another one now; `codes` of its words as `lexical.encode` makes them."""
+
+    facts: PassageFacts
+    length: int
+    codes: bytes
+
+
 class Change:
     """One write transaction, and what the vector index must do to follow it."""
 
@@ -65,6 +73,7 @@ class Change:
         self._new_meta: dict[str, str] = {}
         self.removed: list[int] = []
         self.added: dict[int, Added] = {}  # by passage number
+        self.reworded: list[Reworded] = []
         self.readable: list[tuple[list[int], int]] = []  # passage numbers that get another access
 
     @property
@@ -85,7 +94,7 @@ class Change:
             "SELECT id, document_id FROM documents WHERE collection = ? AND source = ? AND owner = ?",
             [document.collection, document.source, document.owner],
         ).fetchone()
-        access = self._access(document.readers)
+        access = access_row(self._db, document.readers)
         fields = {
             "collection": document.collection,
             "source": document.source,
@@ -148,12 +157,28 @@ class Change:
         self._drop_passages(row[0])
         self._db.execute("DELETE FROM documents WHERE id = ?", row)
 
+    def move(self, document_id: str, source: str, title: str) -> None:
+        """The file of a document has another name now.  Its passages stay what they are, but for their title."""
+        row, old_title, *facts, modified_at = self._db.execute(
+            "SELECT id, title, id, access, collection, media_type, modified_at FROM documents WHERE document_id = ?",
+            [document_id],
+        ).fetchone()
+        self._db.execute("UPDATE documents SET source = ?, title = ? WHERE id = ?", [source, title, row])
+        if title == old_title:
+            return
+        self._db.execute("UPDATE passages SET title = ? WHERE document = ?", [title, row])
+        passages = self._db.execute("SELECT id, heading, text FROM passages WHERE document = ?", [row]).fetchall()
+        for number, heading, text in passages:
+            words = lexical.encode(title, heading, text)
+            self.set_words([(number, *words)])
+            self.reworded.append(Reworded(PassageFacts(number, *facts, day_of(modified_at)), *words))
+
     def set_readers(self, document_id: str, readers: Sequence[str]) -> None:
         """From the commit on these may read it and nobody else."""
         row = self._db.execute("SELECT id FROM documents WHERE document_id = ?", [document_id]).fetchone()
         if row is None:
             raise UnknownDocument(document_id)
-        access = self._access(readers)
+        access = access_row(self._db, readers)
         self._db.execute("UPDATE documents SET access = ? WHERE id = ?", [access, row[0]])
         numbers = self._db.execute("SELECT id FROM passages WHERE document = ?", row).fetchall()
         self.readable.append(([number for (number,) in numbers], access))
@@ -199,25 +224,26 @@ class Change:
         self._db.execute("COMMIT")
         self._meta.update(self._new_meta)
 
-    def _access(self, readers: Sequence[str]) -> int:
-        """The row of those who share these readers."""
-        named = "\n".join(sorted({checked(reader) for reader in readers}))
-        row = self._db.execute("SELECT id FROM access WHERE readers = ?", [named]).fetchone()
-        if row is not None:
-            return row[0]
-        access = self._db.execute("INSERT INTO access (readers) VALUES (?)", [named]).lastrowid
-        assert access is not None
-        self._db.executemany(
-            "INSERT INTO access_readers VALUES (?, ?)", [(reader, access) for reader in named.split("\n") if reader]
-        )
-        return access
-
     def _drop_passages(self, row: int) -> None:
         for (number,) in self._db.execute("SELECT id FROM passages WHERE document = ?", [row]):
             self.removed.append(number)
             self.added.pop(number, None)  # put by this very change
         # The embedding goes by trigger after the passage; the reference is checked when the statement ends.
         self._db.execute("DELETE FROM passages WHERE document = ?", [row])
+
+
+def access_row(db: sqlite3.Connection, readers: Sequence[str]) -> int:
+    """The row of those who share these readers, which is made where there is none."""
+    named = "\n".join(sorted({checked(reader) for reader in readers}))
+    row = db.execute("SELECT id FROM access WHERE readers = ?", [named]).fetchone()
+    if row is not None:
+        return row[0]
+    access = db.execute("INSERT INTO access (readers) VALUES (?)", [named]).lastrowid
+    assert access is not None
+    db.executemany(
+        "INSERT INTO access_readers VALUES (?, ?)", [(reader, access) for reader in named.split("\n") if reader]
+    )
+    return access
 
 
 def day_of(moment: str | None) -> int:

@@ -29,6 +29,9 @@ class Change(Protocol):
 
     def remove(self, document_id: str) -> None: ...
 
+    def move(self, document_id: str, source: str, title: str) -> None:
+        """The file of a document has another name now; its passages keep their ids."""
+
     def set_readers(self, document_id: str, readers: Sequence[str]) -> None:
         """From the commit on these may read it and nobody else."""
 
@@ -51,6 +54,9 @@ class Store(Protocol):
 
     def version(self, collection: str, source: str, owner: str) -> StoredVersion | None:
         """Which version of an owner's source is stored, if any."""
+
+    def same_content(self, collection: str, owner: str, content_hash: str) -> list[Document]:
+        """The documents of an owner with this very content."""
 
     def access_of(self, principal: Principal) -> list[int] | None:
         """Names for what lets this principal read, the same for all who may read the same; None for all."""

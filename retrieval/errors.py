@@ -5,6 +5,9 @@
     ├── UnknownDocument       never added, or removed since
     │   └── UnknownPassage    its document was removed or replaced since
     ├── NotAllowed            it may be read by whoever asks, but not changed
+    ├── UnknownJob            never queued, forgotten since, or somebody else's
+    ├── JobConflict           the job is in no state for that
+    ├── QueueFull             too much waits to be read
     ├── UnreadableFile        this one file can't become a document; the rest can
     ├── StoreInUse            another process holds the data directory
     ├── StoreError            the store is damaged, closed, full, or newer than this program
@@ -60,9 +63,28 @@ class NotAllowed(RetrievalError):
         super().__init__(f"the document {document_id!r} belongs to somebody else: ask its owner or an administrator")
 
 
+class UnknownJob(RetrievalError):
+    code = "unknown_job"
+
+    def __init__(self, job_id: str):
+        super().__init__(f"there is no job {job_id!r}: it was never queued, or it ended long ago")
+
+
+class JobConflict(RetrievalError):
+    code = "job_conflict"
+
+
+class QueueFull(RetrievalError):
+    code = "queue_full"
+
+    def __init__(self, most_mb: int):
+        super().__init__(f"the files that wait to be read take {most_mb} MiB already: send this one later")
+
+
 class UnreadableFile(RetrievalError):
     """`name` is the file as the user knows it, `reason` a phrase for a person.  `code` tells which: unreadable_file,
-    no_text, too_large_expanded, parse_timeout, parse_memory, parser_crashed."""
+    no_text, too_large_expanded, parse_timeout, parse_memory, parser_crashed, file_changing; of addresses
+    url_forbidden, url_failed (it may pass), url_refused, too_large; upload_lost."""
 
     def __init__(self, name: str, reason: str, code: str = "unreadable_file"):
         self.name = name

@@ -27,6 +27,7 @@ Resolve = Callable[[str, int], list[str]]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _AGENT = "refdesk"
+_FOR_GOOD = frozenset(range(400, 500)) - {408, 425, 429}  # what asking again won't change
 
 
 class Fetched(NamedTuple):
@@ -67,7 +68,8 @@ def fetch(
                         at = str(httpx.URL(at).join(response.headers["Location"]))
                         continue
                     if response.status_code != 200:
-                        raise UnreadableFile(url, f"its server answers {response.status_code}", "url_failed")
+                        code = "url_refused" if response.status_code in _FOR_GOOD else "url_failed"
+                        raise UnreadableFile(url, f"its server answers {response.status_code}", code)
                     return Fetched(at, _name(at, response), _body(url, response, max_bytes, deadline))
             except httpx.InvalidURL as error:
                 raise UnreadableFile(url, f"it leads to what is no address ({error})", "url_forbidden") from error

@@ -114,12 +114,13 @@ class Indexes:
         """Commit, and follow before anyone searches again."""
         with self.lock.write():
             change.commit()
-            self.table.remove(change.removed)
+            self.table.remove([*change.removed, *(each.facts.number for each in change.reworded)])
             for numbers, access in change.readable:
                 self.table.set_access(numbers, access)
             added = list(change.added.values())
-            slots = self.table.add([each.facts for each in added])
-            self.words.add(slots, [each.length for each in added], [each.codes for each in added])
+            worded = [*change.reworded, *added]
+            slots = self.table.add([each.facts for each in worded])
+            self.words.add(slots, [each.length for each in worded], [each.codes for each in worded])
             if self.table.sparse:
                 self.table, self.words = PassageTable(), LexicalIndex()
                 self._open_table(keep=False)  # this very write is not over

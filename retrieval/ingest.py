@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 
@@ -17,19 +19,23 @@ from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.errors import UnreadableFile
 from retrieval.fetching import Fetched
+from retrieval.formats import progress as reading
 from retrieval.formats.media_types import PARSER_VERSION, is_readable_name
 from retrieval.formats.parsed import Parsed
-from retrieval.pooling import passage_text
+from retrieval.pooling import PassageText, passage_text
 from retrieval.records import IngestReport, ProgressEvent
 from retrieval.sandbox import Reader
 from retrieval.settings import RetrievalSettings
 from retrieval.splitting import SPLITTER_VERSION, split
 from retrieval.store import StoredVersion
 
-_GROUP_PASSAGES = 32  # passages embedded and committed together: few syncs, and little to do again after a crash
+# Passages committed together, which is few syncs and little to do again after a crash, and embedded between two looks
+# at whether to go on.
+_GROUP_PASSAGES = 32
 
 # Bytes that are no UTF-8 come from the file system as lone surrogates; the mark for them stands for itself, too.
 _NOT_PRINTABLE = re.compile("[\ud800-\udfff\ufffd]")
+_PRINTED = re.compile("\ufffd([0-9A-F]{4})")
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -64,12 +70,13 @@ class Into(Struct, frozen=True):
 
 class Candidate(Struct):
     """One source to ingest: `read` gives its bytes to hash and parse, `parse` has them turned into text, `modified`
-    tells its own date (ISO 8601, None where unknown)."""
+    tells its own date (ISO 8601, None where unknown).  `is_file`: its source is a path on this machine."""
 
     source: str
     read: Callable[[], bytes]
     parse: Callable[[Reader, bytes], Parsed]
     modified: Callable[[], str | None] = lambda: None
+    is_file: bool = False
 
 
 class Prepared(Struct):
@@ -78,8 +85,9 @@ class Prepared(Struct):
 
 
 class Ingestion:
-    """One run over many sources.  `stored` looks a version up, `embedder` says whose vectors are wanted, `commit`
-    stores documents with them, unless those of another are wanted by then."""
+    """One run over many sources.  `stored` looks a version up, `moved` one that a file had under another name,
+    `embedder` says whose vectors are wanted, `commit` stores documents with them, unless those of another are wanted by
+    then.  `progress` may end the run by what it raises: what is not committed then has not been."""
 
     def __init__(
         self,
@@ -89,6 +97,7 @@ class Ingestion:
         reader: Reader,
         settings: RetrievalSettings,
         stored: Callable[[str, str, str], StoredVersion | None],
+        moved: Callable[[Into, str, str], StoredVersion | None],
         commit: Callable[[list[tuple[NewDocument, list[Embedded]]], SharedEmbedder], bool],
         progress: Progress | None,
     ):
@@ -97,6 +106,7 @@ class Ingestion:
         self._reader = reader
         self._settings = settings
         self._stored = stored
+        self._moved = moved
         self._commit = commit
         self._progress = progress or (lambda event: None)
         self._recipe = recipe(settings)
@@ -116,11 +126,10 @@ class Ingestion:
             except UnreadableFile as error:
                 self.fail(candidate.source, error)
                 continue
-            if prepared is None:
-                self._report.unchanged.append(candidate.source)
-                self._settle(candidate.source, "unchanged")
+            if not isinstance(prepared, Prepared):
+                getattr(self._report, prepared).append(candidate.source)
+                self._settle(candidate.source, prepared)
                 continue
-            self._tell(candidate.source, "embedding")
             self._pending.append(prepared)
             if sum(len(each.document.passages) for each in self._pending) >= _GROUP_PASSAGES:
                 self._flush()
@@ -135,18 +144,24 @@ class Ingestion:
     def skip(self, count: int) -> None:
         self._report.skipped += count
 
-    def _prepare(self, candidate: Candidate) -> Prepared | None:
-        """What to store, or None when this very content is stored already.  Raises UnreadableFile."""
+    def _prepare(self, candidate: Candidate) -> Prepared | Literal["unchanged", "moved"]:
+        """What to store, or what has become of it where this very content is stored already.  Raises
+        UnreadableFile."""
         try:
             data = candidate.read()
         except OSError as error:
             raise UnreadableFile(candidate.source, f"can't be read: {error.strerror or error}") from error
-        content_hash = hashlib.sha256(data).hexdigest()
+        content_hash = hash_of(data)
         stored = self._stored(self._into.collection, candidate.source, self._into.owner)
+        known = stored is not None
+        if not known and candidate.is_file:
+            stored = self._moved(self._into, candidate.source, content_hash)
         readers, tags = self._into.readers_after(stored), self._into.tags_after(stored)
         if stored == StoredVersion(stored.document_id if stored else "", content_hash, self._recipe, readers, tags):
-            return None
-        parsed = candidate.parse(self._reader, data)
+            return "unchanged" if known else "moved"
+        self._tell(candidate.source, "parsing")
+        with reading.listening(partial(self._tell, candidate.source, "parsing")):
+            parsed = candidate.parse(self._reader, data)
         settings = self._settings
         passages = split(parsed, self._embedder().count_tokens, settings.passage_tokens, settings.max_passage_tokens)
         if not passages:
@@ -181,7 +196,7 @@ class Ingestion:
         ]
         while True:
             embedder = self._embedder()
-            embedded = iter(embedder.encode_passages(texts))
+            embedded = iter(self._embed(embedder, texts, pending[-1].document.source))
             batch = [(each.document, list(islice(embedded, len(each.document.passages)))) for each in pending]
             if self._commit(batch, embedder):  # else another model has come into its place meanwhile
                 break
@@ -190,12 +205,21 @@ class Ingestion:
             (self._report.updated if each.known else self._report.added).append(each.document.source)
             self._settle(each.document.source, "updated" if each.known else "added")
 
+    def _embed(self, embedder: SharedEmbedder, texts: Sequence[PassageText], source: str) -> list[Embedded]:
+        """Telling of each few how far it is, which is also when it may be ended."""
+        embedded: list[Embedded] = []
+        for start in range(0, len(texts), _GROUP_PASSAGES):
+            self._tell(source, "embedding", start, len(texts))
+            embedded += embedder.encode_passages(texts[start : start + _GROUP_PASSAGES])
+        self._tell(source, "embedding", len(texts), len(texts))
+        return embedded
+
     def _settle(self, source: str, state: str) -> None:
         self._done += 1
         self._tell(source, state)
 
-    def _tell(self, source: str, state: str) -> None:
-        self._progress(ProgressEvent(self._done, self._total, source, state))  # type: ignore[arg-type]
+    def _tell(self, source: str, state: str, part: int = 0, parts: int = 0) -> None:
+        self._progress(ProgressEvent(self._done, self._total, source, state, part, parts))  # type: ignore[arg-type]
 
 
 def recipe(settings: RetrievalSettings) -> str:
@@ -215,7 +239,12 @@ def file_candidate(path: Path, max_bytes: int) -> Candidate:
         if not path.is_file():
             raise UnreadableFile(source, "does not exist" if not path.exists() else "is not a regular file")
         with open(path, "rb") as file:
-            return checked_size(source, file.read(max_bytes + 1), max_bytes)
+            before = os.fstat(file.fileno())
+            data = file.read(max_bytes + 1)
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise UnreadableFile(source, "it was being written while it was read", "file_changing")
+        return checked_size(source, data, max_bytes)
 
     def modified() -> str | None:
         try:
@@ -223,7 +252,7 @@ def file_candidate(path: Path, max_bytes: int) -> Candidate:
         except (OSError, ValueError, OverflowError):
             return None
 
-    return Candidate(source, read, lambda reader, data: reader.read_file(source, data), modified)
+    return Candidate(source, read, lambda reader, data: reader.read_file(source, data), modified, is_file=True)
 
 
 def bytes_candidate(name: str, data: bytes, max_bytes: int) -> Candidate:
@@ -250,6 +279,16 @@ def checked_size(name: str, data: bytes, max_bytes: int) -> bytes:
 def printable(path: str) -> str:
     """A path as valid Unicode, also where its bytes aren't: no two paths become the same."""
     return _NOT_PRINTABLE.sub(lambda found: f"\ufffd{ord(found[0]):04X}", path)
+
+
+def path_of(source: str) -> Path:
+    """The path that became this source by `printable`."""
+    return Path(_PRINTED.sub(lambda found: chr(int(found[1], 16)), source))
+
+
+def hash_of(data: bytes) -> str:
+    """By which the same content is known, wherever it lies."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def find_files(paths: Iterable[Path | str]) -> tuple[list[Path], int]:

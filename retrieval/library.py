@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -17,19 +18,23 @@ from retrieval.embedding import Embedded, Embedder, SentenceTransformerEmbedder,
 from retrieval.errors import RetrievalError, StoreError, UnknownCollection, UnreadableFile
 from retrieval.fetching import fetch
 from retrieval.files import DirectoryLock
+from retrieval.formats.parsed import title_from_name
 from retrieval.indexes import Indexes
+from retrieval.job_store import JobStore
+from retrieval.jobs import Jobs
 from retrieval.quoting import Quoter
 from retrieval.records import Document, IngestReport
 from retrieval.sandbox import Reader, Sandbox
 from retrieval.settings import RetrievalSettings
-from retrieval.store import Store, passage_number
+from retrieval.store import Store, StoredVersion, passage_number
 from retrieval.view import View
 
 log = logging.getLogger(__name__)
 
 
 class Library:
-    """Documents in; out only by `seen_by`.  Every method is synchronous and may be called from any thread."""
+    """Documents in, at once or as `jobs`; out only by `seen_by`.  Every method is synchronous and may be called from
+    any thread."""
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class Library:
         self._reader = reader or self._sandbox
         self._quoter = Quoter(embedder, self._passage_vectors, settings.sentence_cache, settings.support_floor)
         self._indexes = Indexes(data_dir, store, embedder, settings.embedder, earlier, settings.lists_from)
+        self.jobs = Jobs(JobStore(store), store, data_dir / "incoming", settings, self._read_job)
         self._ingesting = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
@@ -99,6 +105,7 @@ class Library:
             if self._closed:
                 return
             self._closed = True
+        self.jobs.stop()
         with self._ingesting:  # a run that is on ends at its next commit, what it committed stays
             self._indexes.close()
             self._store.close()
@@ -208,14 +215,31 @@ class Library:
     # inside
 
     def _ingest_one(self, candidate: ingest.Candidate, into: ingest.Into) -> Document:
+        return self._read_job(candidate, into, None)[0]
+
+    def _read_job(
+        self, candidate: ingest.Candidate, into: ingest.Into, progress: ingest.Progress | None
+    ) -> tuple[Document, list[str]]:
+        """One document, and what of it gave no text."""
         source = candidate.source
-        report = self._ingest([candidate], 1, into, None, 0, save=False)
+        report = self._ingest([candidate], 1, into, progress, 0, save=False)
         if report.failed:
             raise UnreadableFile(*report.failed[0], report.codes[source])
         stored = self._store.version(into.collection, source, into.owner)
         if stored is None:
             raise UnreadableFile(source, "it was removed by someone else while it was added; add it again")
-        return self.whole.document(stored.document_id).document
+        return self.whole.document(stored.document_id).document, [reason for _, reason in report.unread]
+
+    def _moved(self, into: ingest.Into, source: str, content_hash: str) -> StoredVersion | None:
+        """The document of a file with this content that is gone by its old name: it gets this one and stays itself."""
+        for document in self._store.same_content(into.collection, into.owner, content_hash):
+            if not os.path.isabs(document.source) or os.path.lexists(ingest.path_of(document.source)):
+                continue
+            named = document.title == title_from_name(document.source)
+            with self._indexes.change() as change:
+                change.move(document.document_id, source, title_from_name(source) if named else document.title)
+            return self._store.version(into.collection, source, into.owner)
+        return None
 
     def _ingest(
         self,
@@ -236,6 +260,7 @@ class Library:
                 reader=self._reader,
                 settings=self._settings,
                 stored=self._store.version,
+                moved=self._moved,
                 commit=self._commit,
                 progress=progress,
             )

@@ -104,8 +104,9 @@ class SearchResult(Struct, frozen=True):
 
 class IngestReport(Struct):
     """What became of each source.  `failed` and `unread` are (source, reason): what was not read at all, and what was
-    but for a part (a picture in an archive); `codes` has the error's code for each that failed.  `skipped` counts files
-    inside folders whose format isn't read."""
+    but for a part (a picture in an archive); `codes` has the error's code for each that failed.  `moved`: files that
+    were known by another name, their documents have this one now.  `skipped` counts files inside folders whose format
+    isn't read."""
 
     added: list[str]
     updated: list[str]
@@ -115,12 +116,45 @@ class IngestReport(Struct):
     skipped: int = 0
     unread: list[tuple[str, str]] = []
     codes: dict[str, str] = {}
+    moved: list[str] = []
 
 
 class ProgressEvent(Struct, frozen=True):
-    """`done` of `total` sources are settled; `source` just reached `state`."""
+    """`done` of `total` sources are settled; `source` is in `state`.  While it is read `part` of its `parts` (pages,
+    slides, sheets, files of an archive) are done, 0 of 0 in a format without them; then `part` of `parts` passages are
+    embedded."""
 
     done: int
     total: int
     source: str
-    state: Literal["embedding", "added", "updated", "unchanged", "failed"]
+    state: Literal["parsing", "embedding", "added", "updated", "moved", "unchanged", "failed"]
+    part: int = 0
+    parts: int = 0
+
+
+JobState = Literal["queued", "parsing", "embedding", "done", "failed", "cancelled"]
+
+
+class Job(Struct, frozen=True):
+    """One document that is to be read, is being read or was.  `kind`: what `source` is.  More than one of `attempts`:
+    it was tried again.  `parts` (pages, slides, sheets, files of an archive) and `passages` are None until they are
+    known, and the first also in a format without parts.  `reason` and `code`: why it failed, or while it is queued, why
+    it did before.  `unread`: what of a document that is done gave no text.  Times are ISO 8601 in UTC."""
+
+    job_id: str
+    kind: Literal["upload", "url", "file"]
+    source: str
+    collection: str
+    owner: str
+    state: JobState
+    attempts: int = 0
+    parts_read: int = 0
+    parts: int | None = None
+    passages_embedded: int = 0
+    passages: int | None = None
+    reason: str | None = None
+    code: str | None = None
+    document_id: str | None = None
+    created_at: str = ""
+    updated_at: str = ""
+    unread: list[str] = []

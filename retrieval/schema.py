@@ -42,6 +42,42 @@ CREATE TRIGGER words_deleted AFTER DELETE ON passages BEGIN
     DELETE FROM words WHERE passage = old.id;
 END;
 """
+# A job says by `access` who may read what comes of it, by `wanted` (JSON) what was asked for.
+_JOBS = """
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    source TEXT NOT NULL,
+    collection TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    access INTEGER NOT NULL REFERENCES access (id),
+    wanted TEXT NOT NULL,
+    urgency INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    due REAL NOT NULL DEFAULT 0,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    parts_read INTEGER NOT NULL DEFAULT 0,
+    parts INTEGER,
+    passages_embedded INTEGER NOT NULL DEFAULT 0,
+    passages INTEGER,
+    reason TEXT,
+    code TEXT,
+    unread TEXT NOT NULL DEFAULT '[]',
+    document_id TEXT,
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+);
+CREATE INDEX jobs_by_state ON jobs (state, urgency DESC, id);
+CREATE INDEX jobs_by_source ON jobs (source, collection, owner);
+CREATE INDEX documents_by_content ON documents (content_hash);
+CREATE TRIGGER passages_retitled AFTER UPDATE OF title ON passages BEGIN
+    INSERT INTO passage_text (passage_text, rowid, title, heading, text)
+    VALUES ('delete', old.id, old.title, old.heading, old.text);
+    INSERT INTO passage_text (rowid, title, heading, text) VALUES (new.id, new.title, new.heading, new.text);
+END;
+"""
 _DOCUMENTS = """
 CREATE TABLE {name} (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -136,7 +172,7 @@ def prepare(connection: sqlite3.Connection, where: str) -> None:
         raise StoreError(f"{where} is an SQLite database, but not one of refdesk: choose another data directory")
     connection.executescript(
         f"BEGIN IMMEDIATE; {_DOCUMENTS.format(name='documents')} "
-        f"{_EMBEDDINGS.format(name='embeddings')} {_TABLES} {_DELETED} {_ACCESS} {_PAGE_BOXES} "
+        f"{_EMBEDDINGS.format(name='embeddings')} {_TABLES} {_DELETED} {_ACCESS} {_PAGE_BOXES} {_JOBS} "
         f"INSERT INTO meta VALUES ('store', '{secrets.token_hex(16)}'), ('state', '{secrets.token_hex(16)}');"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
@@ -171,12 +207,12 @@ def _from_1(connection: sqlite3.Connection) -> None:
 
 def _from_2(connection: sqlite3.Connection) -> None:
     """Embeddings get generations and vectors of sentences, which those that are there lack until they are made anew, as
-    boxes are."""
+    boxes are; and there are jobs."""
     connection.executescript(
         f"BEGIN IMMEDIATE; {_EMBEDDINGS.format(name='embeddings_new')}"
         "INSERT INTO embeddings_new SELECT passage, 1, vector, x'' FROM embeddings;"
         "DROP TRIGGER passages_deleted; DROP TABLE embeddings;"
-        f"ALTER TABLE embeddings_new RENAME TO embeddings; {_DELETED} {_PAGE_BOXES}"
+        f"ALTER TABLE embeddings_new RENAME TO embeddings; {_DELETED} {_PAGE_BOXES} {_JOBS}"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

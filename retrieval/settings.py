@@ -24,6 +24,7 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `support_floor`: the cosine from which a sentence counts as support for a statement.
     `lists_from`: passages from which vectors are searched by lists instead of all of them (`retrieval.vectors`).
     `fetch_seconds`: how long fetching one address may take.
+    `incoming_mb`: what uploads that wait to be read may take on the disk, with those that failed.
     `read_seconds` and `read_memory_mb`: what reading one file may take, in a process of its own.
     `threads`: cores that the embedder may use; torch's default where None.
     """
@@ -42,5 +43,6 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     max_file_bytes: Count = 64 * 1024 * 1024
     fetch_seconds: Annotated[float, Meta(gt=0)] = 60.0
+    incoming_mb: Count = 2048
     read_seconds: Annotated[float, Meta(gt=0)] = 120.0
     read_memory_mb: Annotated[int, Meta(ge=64)] = 1024

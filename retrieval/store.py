@@ -122,12 +122,12 @@ class Store:
 
     def counts(self) -> tuple[int, int]:
         """(documents, passages)"""
-        with self._reader() as db:
+        with self.reading() as db:
             return db.execute("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM passages)").fetchone()
 
     def collections(self, principal: Principal) -> list[str]:
         seen, values = _seen_by(principal)
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute(f"SELECT DISTINCT collection FROM documents d WHERE {seen} ORDER BY collection", values)
             return [name for (name,) in rows]
 
@@ -137,7 +137,7 @@ class Store:
         where, values = _seen_by(principal)
         if collection is not None:
             where, values = f"{where} AND d.collection = ?", [*values, collection]
-        with self._reader() as db:
+        with self.reading() as db:
             (total,) = db.execute(f"SELECT count(*) FROM documents d WHERE {where}", values).fetchone()
             rows = db.execute(
                 f"SELECT {_DOCUMENT} FROM documents d JOIN access a ON a.id = d.access WHERE {where} "
@@ -149,7 +149,7 @@ class Store:
     def document(self, principal: Principal, document_id: str) -> DocumentText:
         """Raises UnknownDocument, also for one that the principal may not read."""
         seen, values = _seen_by(principal)
-        with self._reader() as db:
+        with self.reading() as db:
             row = db.execute(
                 f"SELECT {_DOCUMENT}, d.text FROM documents d JOIN access a ON a.id = d.access "
                 f"WHERE d.document_id = ? AND {seen}",
@@ -161,7 +161,7 @@ class Store:
 
     def version(self, collection: str, source: str, owner: str) -> StoredVersion | None:
         """Which version of an owner's source is stored, if any."""
-        with self._reader() as db:
+        with self.reading() as db:
             row = db.execute(
                 f"SELECT d.document_id, d.content_hash, d.recipe, a.readers, {_TAGS} FROM documents d "
                 "JOIN access a ON a.id = d.access WHERE d.collection = ? AND d.source = ? AND d.owner = ?",
@@ -169,13 +169,23 @@ class Store:
             ).fetchone()
         return StoredVersion(*row[:3], *(tuple(sorted(_lines(each))) for each in row[3:])) if row else None
 
+    def same_content(self, collection: str, owner: str, content_hash: str) -> list[Document]:
+        """The documents of an owner with this very content."""
+        with self.reading() as db:
+            rows = db.execute(
+                f"SELECT {_DOCUMENT} FROM documents d JOIN access a ON a.id = d.access "
+                "WHERE d.content_hash = ? AND d.collection = ? AND d.owner = ? ORDER BY d.id",
+                [content_hash, collection, owner],
+            )
+            return [_document(row) for row in rows]
+
     def access_of(self, principal: Principal) -> list[int] | None:
         """The rows of `access` that let this principal read; None for all."""
         if principal.readers is None:
             return None
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute(
-                f"SELECT DISTINCT access FROM access_readers WHERE reader IN ({_marks(principal.readers)}) ORDER BY 1",
+                f"SELECT DISTINCT access FROM access_readers WHERE reader IN ({marks(principal.readers)}) ORDER BY 1",
                 sorted(principal.readers),
             )
             return [access for (access,) in rows]
@@ -204,20 +214,20 @@ class Store:
 
     def _passage_rows(self, principal: Principal, numbers: Sequence[int], columns: str, join: str) -> Iterator[tuple]:
         seen, values = _seen_by(principal)
-        with self._reader() as db:
+        with self.reading() as db:
             for start in range(0, len(numbers), 500):
                 some = list(numbers[start : start + 500])
                 yield from db.execute(
                     'SELECT p.id, d.document_id, d.title, d.source, p.heading, p.page, p."start", p."end", p.text, '
                     f"d.collection, d.media_type{columns} FROM passages p JOIN documents d ON d.id = p.document {join} "
-                    f"WHERE p.id IN ({_marks(some)}) AND {seen}",
+                    f"WHERE p.id IN ({marks(some)}) AND {seen}",
                     [*some, *values],
                 ).fetchall()
 
     def around(self, principal: Principal, number: int, before: int, after: int) -> list[Passage]:
         """A passage with so many before and behind it in its document, in order; none at all where it may not be read
         or isn't there."""
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT n.id FROM passages p JOIN passages n ON n.document = p.document "
                 "AND n.ordinal BETWEEN p.ordinal - ? AND p.ordinal + ? WHERE p.id = ? ORDER BY n.ordinal",
@@ -230,7 +240,7 @@ class Store:
         """(page, its boxes) of those that have a part of the text from `start` to `end`.  Raises UnknownDocument, also
         for one that the principal may not read."""
         seen, values = _seen_by(principal)
-        with self._reader() as db:
+        with self.reading() as db:
             row = db.execute(
                 f"SELECT d.id FROM documents d WHERE d.document_id = ? AND {seen}", [document_id, *values]
             ).fetchone()
@@ -252,20 +262,20 @@ class Store:
         seen, values = _seen_by(principal)
         conditions = [seen]
         if tags:
-            conditions.append(f"id IN (SELECT document FROM tags WHERE tag IN ({_marks(tags)}))")
+            conditions.append(f"id IN (SELECT document FROM tags WHERE tag IN ({marks(tags)}))")
             values += tags
         if sources:
             begins = " OR ".join("substr(source, 1, ?) = ?" for _ in sources)
             conditions.append(f"({begins})")
             values += [value for source in sources for value in (len(source), source)]
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute(f"SELECT id FROM documents d WHERE {' AND '.join(conditions)}", values)
             return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
     def containing(self, principal: Principal, match: str) -> np.ndarray:
         """The passages that match an FTS5 expression, made safe already, of those that may be read: int64 [n]."""
         seen, values = _seen_by(principal)
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT p.id FROM passage_text JOIN passages p ON p.id = passage_text.rowid "
                 f"JOIN documents d ON d.id = p.document WHERE passage_text MATCH ? AND {seen}",
@@ -275,7 +285,7 @@ class Store:
 
     def facts(self) -> list[PassageFacts]:
         """Of all passages, in order of number."""
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT p.id, d.id, d.access, d.collection, d.media_type, d.modified_at "
                 "FROM passages p JOIN documents d ON d.id = p.document ORDER BY p.id"
@@ -284,7 +294,7 @@ class Store:
 
     def words(self, recipe: int) -> dict[int, tuple[int, bytes]]:
         """(length, codes) by passage number, of those that were made by this recipe and are whole."""
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute("SELECT passage, length, codes FROM words WHERE recipe = ?", [recipe])
             return {
                 number: (length, codes)
@@ -298,7 +308,7 @@ class Store:
         length = 4 * dim
         last = -1
         while True:
-            with self._reader() as db:
+            with self.reading() as db:
                 rows = db.execute(
                     "SELECT passage, vector FROM embeddings WHERE generation = ? AND passage > ? "
                     "ORDER BY passage LIMIT ?",
@@ -317,11 +327,11 @@ class Store:
         """float32 [dim] by passage, of those that have a sound embedding of the generation that serves."""
         length = 4 * (self.dim or 0)
         found: dict[int, np.ndarray] = {}
-        with self._reader() as db:
+        with self.reading() as db:
             for start in range(0, len(numbers), 500):
                 some = [int(number) for number in numbers[start : start + 500]]
                 for number, data in db.execute(
-                    f"SELECT passage, vector FROM embeddings WHERE generation = ? AND passage IN ({_marks(some)})",
+                    f"SELECT passage, vector FROM embeddings WHERE generation = ? AND passage IN ({marks(some)})",
                     [self.generation, *some],
                 ):
                     if isinstance(data, bytes) and len(data) == length:
@@ -330,7 +340,7 @@ class Store:
 
     def lacking(self, generation: int, after: int, limit: int) -> list[int]:
         """The first passages behind `after` that have no embedding of this generation."""
-        with self._reader() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT id FROM passages p WHERE id > ? AND NOT EXISTS (SELECT 1 FROM embeddings "
                 "WHERE passage = p.id AND generation = ?) ORDER BY id LIMIT ?",
@@ -353,6 +363,20 @@ class Store:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
 
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction on what is no document, so that `state` stays: committed at the end, undone by an error."""
+        with self._write_lock, self._translated():
+            if self._closed:
+                raise _closed()
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+
     # connections
 
     def _connect(self) -> sqlite3.Connection:
@@ -363,7 +387,8 @@ class Store:
         return connection
 
     @contextmanager
-    def _reader(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection to read by, beside whoever writes."""
         with self._translated():
             with self._idle_lock:
                 if self._closed:
@@ -430,10 +455,10 @@ def _seen_by(principal: Principal) -> tuple[str, list[str]]:
     if principal.readers is None:
         return "1", []
     readers = sorted(principal.readers)
-    return f"d.access IN (SELECT access FROM access_readers WHERE reader IN ({_marks(readers)}))", readers
+    return f"d.access IN (SELECT access FROM access_readers WHERE reader IN ({marks(readers)}))", readers
 
 
-def _marks(values: Collection) -> str:
+def marks(values: Collection) -> str:
     return ",".join("?" * len(values))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -17,14 +19,19 @@ from gateway.errors import ApiError, Problem
 from gateway.naming import DEFAULT_COLLECTION, collection_name
 from gateway.uploads import UploadOperation, read_upload
 from gateway.wire import CollectionName, JsonBody, plain_text
-from retrieval import Box, Document, Principal
+from retrieval import Box, Document, Job, Principal
 from retrieval.access import qualified
 from retrieval.ingest import Into
 
 BAD_REQUEST = {400: ResponseSpec(Problem, description="The request is not valid", generate_examples=False)}
 NOT_FOUND = {404: ResponseSpec(Problem, description="No such document", generate_examples=False)}
 NOT_YOURS = {403: ResponseSpec(Problem, description="It belongs to somebody else", generate_examples=False)}
+QUEUED = {202: ResponseSpec(Job, description="Queued (wait=false): its job", generate_examples=False)}
 MULTIPART_OVERHEAD = 64 * 1024
+
+Wait = Annotated[
+    bool, QueryParameter(description="Until it is read and stored; with false the answer comes at once and is the job.")
+]
 
 
 class DocumentPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,30 +61,26 @@ def handlers(config: Config) -> list[BaseRouteHandler]:
         request_max_body_size=most + MULTIPART_OVERHEAD,
         tags=["documents"],
         summary="Add a document",
-        description="Your own document of the same name in the same collection is replaced.",
+        description="Your own document of the same name in the same collection is replaced, once the new one is read; "
+        "until then it serves.",
         responses=BAD_REQUEST
+        | QUEUED
         | {
             413: ResponseSpec(Problem, description="Larger than this server takes", generate_examples=False),
             422: ResponseSpec(Problem, description="Not a document that can be read", generate_examples=False),
+            503: ResponseSpec(Problem, description="Too much waits to be read", generate_examples=False),
         },
     )
     async def upload(
-        request: Request, desk: NamedDependency[Desk], principal: NamedDependency[Principal]
+        request: Request, desk: NamedDependency[Desk], principal: NamedDependency[Principal], wait: Wait = True
     ) -> Response[Document]:
-        library = desk.library
+        jobs = desk.library.jobs
         check_may_add(principal)
         sent = await read_upload(request)
         if len(sent.content) > most:
             raise ApiError(413, "too_large", f"{sent.name} is larger than {config.server.max_upload_mb} MB")
-        document = await desk.write(
-            library.ingest_bytes,
-            sent.name,
-            sent.content,
-            **into(principal, sent.collection, sent.readers, sent.tags),
-        )
-        return Response(
-            document, status_code=201, headers={"Location": f"/v1/documents/{document.document_id}"}
-        )  # fmt: skip
+        where = into(principal, sent.collection, sent.readers, sent.tags)
+        return await _added(desk, wait, jobs.add_upload, sent.name, sent.content, where)
 
     return [upload, add_address, listing, document, boxes, share, remove]
 
@@ -152,17 +155,31 @@ class FromAddress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     summary="Add what is at an address",
     description="Only http and https on the public internet, whatever its name resolves to or redirects to.",
     responses=BAD_REQUEST
+    | QUEUED
     | {422: ResponseSpec(Problem, description="It can't be fetched, or not be read", generate_examples=False)},
 )
 async def add_address(
-    desk: NamedDependency[Desk], principal: NamedDependency[Principal], data: JSONBody[FromAddress]
-) -> Document:
+    desk: NamedDependency[Desk],
+    principal: NamedDependency[Principal],
+    data: JSONBody[FromAddress],
+    wait: Wait = True,
+) -> Response[Document]:
     check_may_add(principal)
-    return await desk.fetch(
-        desk.library.ingest_url,
-        plain_text(data.url, "url", max_characters=2000),
-        **into(principal, data.collection, data.readers, data.tags),
-    )
+    url = plain_text(data.url, "url", max_characters=2000)
+    where = into(principal, data.collection, data.readers, data.tags)
+    return await _added(desk, wait, desk.library.jobs.add_url, url, where)
+
+
+async def _added(desk: Desk, wait: bool, add: Callable[..., Job], *what: Any) -> Response[Any]:
+    """The document of a new job, or the job itself for who doesn't wait."""
+    job = await desk.write(add, *what, waited_for=wait)
+    at = f"/v1/jobs/{job.job_id}"
+    if not wait:
+        return Response(job, status_code=202, headers={"Location": at})
+    outcome = await desk.read(desk.library.jobs.outcome, job.job_id)
+    document = await asyncio.wrap_future(outcome)
+    headers = {"Location": f"/v1/documents/{document.document_id}", "Link": f'<{at}>; rel="status"'}
+    return Response(document, status_code=201, headers=headers)
 
 
 def check_may_add(principal: Principal) -> None:
@@ -170,24 +187,19 @@ def check_may_add(principal: Principal) -> None:
         raise ApiError(403, "not_allowed", "sign in to add documents")
 
 
-def into(principal: Principal, collection: str, readers: list[str] | None, tags: list[str] | None) -> dict[str, Any]:
+def into(principal: Principal, collection: str, readers: list[str] | None, tags: list[str] | None) -> Into:
     """Where a document of theirs goes.  Raises ApiError that names the field at fault."""
     try:
         collection = collection_name(collection)
     except ValueError as error:
         raise ApiError(400, "invalid_value", f"collection: {error}", param="collection") from error
     named = None if readers is None else readers_of(principal, readers)
+    where = Into(collection, named, principal.name, None if tags is None else tuple(tags), principal.usual_readers)
     try:
-        Into(collection, tags=None if tags is None else tuple(tags)).check()
-    except ValueError as error:
+        where.check()
+    except ValueError as error:  # the readers have been checked
         raise ApiError(400, "invalid_value", f"tags: {error}", param="tags") from error
-    return {
-        "collection": collection,
-        "readers": named,
-        "owner": principal.name,
-        "tags": tags,
-        "usual": principal.usual_readers,
-    }
+    return where
 
 
 class Readers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

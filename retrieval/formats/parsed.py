@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 from msgspec import Struct
 
@@ -148,3 +149,9 @@ def clean_text(text: str) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x0c", "\n")
     text = UNSEEN.sub("", _CONTROLS.sub(" ", text))
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def title_from_name(name: str) -> str:
+    """The title of a file that has none of its own."""
+    stem = PurePath(name).stem or name
+    return " ".join(stem.replace("_", " ").replace("-", " ").split()) or name

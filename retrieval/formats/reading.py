@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import PurePath
 
 from retrieval.errors import UnreadableFile
 from retrieval.formats import sniffing
@@ -42,7 +41,7 @@ from retrieval.formats.media_types import (
     XML,
     ZIP,
 )
-from retrieval.formats.parsed import Parsed, clean_text
+from retrieval.formats.parsed import Parsed, clean_text, title_from_name
 from retrieval.formats.pdf import read_pdf
 from retrieval.formats.sheets import read_csv, read_workbook
 from retrieval.formats.slides import read_pptx
@@ -131,10 +130,5 @@ def _guarded(name: str, read: Callable[[], Parsed]) -> Parsed:
         raise UnreadableFile(name, "no text: nothing but white space or markup", "no_text")
     if len(parsed.text) > MAX_CHARACTERS:
         raise UnreadableFile(name, f"more than {MAX_CHARACTERS:,} characters of text: split it", "too_large_expanded")
-    parsed.title = clean_text(parsed.title).strip() or _title_from_name(name)
+    parsed.title = clean_text(parsed.title).strip() or title_from_name(name)
     return parsed
-
-
-def _title_from_name(name: str) -> str:
-    stem = PurePath(name).stem or name
-    return " ".join(stem.replace("_", " ").replace("-", " ").split()) or name

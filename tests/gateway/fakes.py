@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 
 from inference import (
@@ -19,8 +20,9 @@ from inference import (
     TextDelta,
     Usage,
 )
-from retrieval import Filters, Principal
+from retrieval import Filters, Job, Principal
 from retrieval.errors import UnknownCollection, UnknownDocument, UnknownPassage, UnreadableFile
+from retrieval.ingest import Into
 from retrieval.records import Document, DocumentText, IngestReport, Passage, Quote, SearchResult, Support
 
 
@@ -41,6 +43,7 @@ class FakeLibrary:
         self.askers: list[Principal] = []
         self.trouble: str | None = None
         self.closed = False
+        self.jobs = FakeJobs(self)
         self._lock = threading.Lock()
 
     def __enter__(self) -> FakeLibrary:
@@ -196,6 +199,29 @@ class FakeLibrary:
     def _known(self, collection: str | None) -> None:
         if collection is not None and collection not in self.collections():
             raise UnknownCollection(collection, self.collections())
+
+
+class FakeJobs:
+    """Reads at once what the real ones read a moment later."""
+
+    def __init__(self, library: FakeLibrary):
+        self._library = library
+        self._outcomes: dict[str, Future[Document]] = {}
+
+    def start(self) -> None:
+        pass
+
+    def add_upload(self, name: str, data: bytes, into: Into, *, waited_for: bool = False) -> Job:
+        job = Job(f"j{len(self._outcomes)}", "upload", name, into.collection, into.owner, "queued")
+        outcome = self._outcomes[job.job_id] = Future()
+        try:
+            outcome.set_result(self._library.ingest_bytes(name, data, collection=into.collection))
+        except UnreadableFile as error:
+            outcome.set_exception(error)
+        return job
+
+    def outcome(self, job_id: str) -> Future[Document]:
+        return self._outcomes[job_id]
 
 
 class FakeBackend:

@@ -87,6 +87,7 @@ def ways_to_read(client: TestClient, who: dict, document_id: str, passage_id: st
         "list": client.get("/v1/documents", headers=who),
         "list of its collection": client.get("/v1/documents?collection=pay", headers=who),
         "document": client.get(f"/v1/documents/{document_id}", headers=who),
+        "jobs": client.get("/v1/jobs", headers=who),
     }
     return {name: (response.status_code, response.text) for name, response in found.items()}
 
@@ -95,6 +96,8 @@ def test_what_one_may_read_the_other_never_sees(client: TestClient, library: Lib
     made = upload(client, ADA, collection="pay", tags="pay, may", readers="group:hr")
     assert made.status_code == 201, made.text
     document_id = made.json()["document_id"]
+    job = made.headers["Link"].partition(">")[0][1:]
+    assert client.get(job, headers=ADA).json()["document_id"] == document_id
     (passage,) = [p for p in library.whole.search("wages").passages if p.document_id == document_id]
     ada = ways_to_read(client, ADA, document_id, passage.passage_id)
     assert {name for name, (status, text) in ada.items() if status == 200 and "ages" in text} == set(ada)
@@ -112,8 +115,13 @@ def test_what_one_may_read_the_other_never_sees(client: TestClient, library: Lib
         for change in (
             client.delete(f"/v1/documents/{document_id}", headers=who),
             client.put(f"/v1/documents/{document_id}/readers", headers=who, json={"readers": ["public"]}),
+            client.get(job, headers=who),
+            client.post(f"{job}/cancel", headers=who),
+            client.post(f"{job}/retry", headers=who),
         ):
             assert change.status_code == 404
+            assert "ninety" not in change.text
+            assert "wages.md" not in change.text
     assert library.whole.documents()[1] == 2
 
 

@@ -47,7 +47,8 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["serve"], ["demo"], ["ingest"], ["ask"], ["documents"], ["documents", "list"]]
+    "command",
+    [[], ["serve"], ["demo"], ["ingest"], ["ask"], ["documents"], ["documents", "list"], ["jobs"], ["jobs", "list"]],
 )
 def test_help_teaches(capsys, command):
     code, out, _ = run(capsys, *command, "--help")
@@ -82,6 +83,8 @@ def test_help_teaches(capsys, command):
         (["ask", "a", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         (["ask", "a", "--url", "nonsense"], "nonsense"),
         (["documents", "list", "--url", "http://127.0.0.1:1"], "refdesk serve"),
+        (["jobs", "list", "--state", "lost"], "lost"),
+        (["jobs", "cancel", "a", "--url", "http://127.0.0.1:1"], "refdesk serve"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(capsys, arguments, names):
@@ -154,6 +157,8 @@ def test_a_backend_that_breaks_when_opened_is_a_wrong_setting(capsys, monkeypatc
         (["documents", "list"], b"[]"),
         (["documents", "list"], b'"\xff"'),
         (["documents", "list"], b'{"items": []}'),
+        (["jobs", "list"], b'{"items": []}'),
+        (["jobs", "retry", "a"], b"[]"),
         (["ask", QUESTION], b"data: <html>\n\n"),
         (["ask", QUESTION], b"data: []\n\n"),
         (["ask", QUESTION], b'data: "\xff"\n\n'),

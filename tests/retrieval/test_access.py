@@ -216,6 +216,7 @@ def test_an_older_store_stays_everybodys(tmp_path: Path, open_library: Callable[
     with sqlite3.connect(database) as db:
         # What schema 1 was: no readers, owners, dates, tags; no words.
         db.executescript(
+            "DROP TABLE jobs; DROP TRIGGER passages_retitled;"
             "PRAGMA foreign_keys = OFF; DROP TRIGGER words_deleted; DROP TABLE words; DROP TABLE tags;"
             "DROP TABLE page_boxes; CREATE TABLE old AS SELECT * FROM documents; DROP TABLE documents;"
             "CREATE TABLE documents (id INTEGER PRIMARY KEY AUTOINCREMENT, document_id TEXT NOT NULL UNIQUE, "

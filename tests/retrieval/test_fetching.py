@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
             kind, body = "text/html; charset=utf-8", b"<html><body><p>A page.</p></body></html>"
         elif self.path == "/large":
             body = b"x" * 4096
-        self.send_response(302 if to else 404 if self.path == "/absent" else 200)
+        self.send_response(302 if to else {"/absent": 404, "/busy": 503}.get(self.path, 200))
         if to:
             self.send_header("Location", to)
         self.send_header("Content-Type", kind)
@@ -139,7 +139,8 @@ def test_a_second_look_up_changes_nothing(server: Server):
 
 
 @pytest.mark.parametrize(
-    ("path", "code", "reason"), [("/absent", "url_failed", "404"), ("/large", "too_large", "larger")]
+    ("path", "code", "reason"),
+    [("/absent", "url_refused", "404"), ("/busy", "url_failed", "503"), ("/large", "too_large", "larger")],
 )
 def test_what_comes_back_wrong_says_why(server: Server, path: str, code: str, reason: str):
     with pytest.raises(UnreadableFile, match=reason) as refused:

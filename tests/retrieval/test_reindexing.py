@@ -123,6 +123,7 @@ def test_a_store_from_before_sentences_gets_them(filled: Path, open_library: Cal
             "DROP TABLE page_boxes; DROP TABLE embeddings;"
             "CREATE TABLE embeddings (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL);"
             f"INSERT INTO embeddings SELECT * FROM old; DROP TABLE old; {trigger};"
+            "DROP TABLE jobs; DROP TRIGGER passages_retitled; DROP INDEX documents_by_content;"
             "DELETE FROM meta WHERE key = 'opened_by'; PRAGMA user_version = 2;"
         )
     database.close()
