@@ -55,11 +55,17 @@ def packed(vectors: np.ndarray) -> bytes:
     return np.round(vectors * (127 / largest)).astype(np.int8).tobytes()
 
 
-def best_cosine(query: np.ndarray, stored: bytes) -> float | None:
-    """The cosine of the sentence closest to `query` (float32 [dim], of length 1); None where there is none, or where
-    what is stored is not whole."""
-    if not stored or len(stored) % len(query):
-        return None
-    vectors = np.frombuffer(stored, dtype=np.int8).reshape(-1, len(query)).astype(np.float32)
-    lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
-    return float((vectors @ query / lengths).max())
+def best_cosines(query: np.ndarray, stored: Sequence[bytes]) -> list[float | None]:
+    """For each passage the cosine of its sentence closest to `query` (float32 [dim], of length 1); None where it has
+    none, or where what is stored is not whole."""
+    dim = len(query)
+    counts = [len(each) // dim if len(each) % dim == 0 else 0 for each in stored]
+    whole = [each for each, count in zip(stored, counts, strict=True) if count]
+    if not whole:
+        return [None] * len(stored)
+    vectors = np.frombuffer(b"".join(whole), dtype=np.int8).reshape(-1, dim).astype(np.float32)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    cosines = vectors @ query / np.maximum(lengths, 1e-12)
+    starts = np.cumsum([0, *(count for count in counts if count)])[:-1]
+    best = iter(np.maximum.reduceat(cosines, starts).tolist())
+    return [next(best) if count else None for count in counts]

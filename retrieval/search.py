@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from retrieval.lexical import words_of
-from retrieval.pooling import best_cosine
+from retrieval.pooling import best_cosines
 from retrieval.records import Passage
 from retrieval.settings import RetrievalSettings
 from retrieval.store import FoundPassage, PassageRow
@@ -109,15 +109,15 @@ def found_passages(
     question: Question, candidates: Mapping[int, FoundPassage], words: Mapping[int, float]
 ) -> dict[int, Found]:  # fmt: skip
     """`candidates` as they are stored, by number, with the scores of their words."""
-    query = question.vector
+    query, stored = question.vector, list(candidates.values())
+    if query is None:
+        return {number: Found(each.row, None, None, words.get(number, 0.0)) for number, each in candidates.items()}
+    sentences = best_cosines(query, [each.sentences for each in stored])
+    vectors = [np.zeros_like(query) if each.vector is None else each.vector for each in stored]
+    passages = np.clip(np.array(vectors).reshape(-1, len(query)) @ query, -1, 1).tolist()
     return {
-        number: Found(
-            each.row,
-            None if query is None or each.vector is None else float(np.clip(each.vector @ query, -1, 1)),
-            None if query is None else best_cosine(query, each.sentences),
-            words.get(number, 0.0),
-        )
-        for number, each in candidates.items()
+        number: Found(each.row, None if each.vector is None else passage, sentence, words.get(number, 0.0))
+        for (number, each), passage, sentence in zip(candidates.items(), passages, sentences, strict=True)
     }
 
 
@@ -158,6 +158,8 @@ def choose(
     seen: set[str] = set()
     of_document: dict[str, int] = {}
     for number, score in ranked:
+        if len(chosen) == top_k:
+            break
         row = found[number].row
         content = " ".join(row.passage.text.split()).lower()
         if content in seen:
@@ -168,7 +170,7 @@ def choose(
         (chosen if of_document[passage.document_id] <= per_document else crowd).append(passage)
     if len(chosen) < top_k:
         chosen = sorted(chosen + crowd[: top_k - len(chosen)], key=lambda passage: -passage.score)
-    return chosen[:top_k]
+    return chosen
 
 
 def count_facets(found: Mapping[int, Found]) -> dict[str, dict[str, int]]:

@@ -107,6 +107,7 @@ class VectorIndex:
             return []
         # Whole numbers as the codes are: FAISS cuts off what is behind the point.
         row = self._scaled(query.reshape(1, self.dim))
+        faiss.omp_set_num_threads(1)  # of this thread: one question is no work for several, which only await each other
         _, found = self._index.search(row, k, params=self._parameters(among))
         found = found[0][found[0] >= 0]  # FAISS pads a short answer with -1
         return (found if self.lists else self._ids[found]).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval import Passage, RetrievalSettings
-from retrieval.pooling import best_cosine, packed, passage_text, pooled
+from retrieval.pooling import best_cosines, packed, passage_text, pooled
 from retrieval.search import Found, choose, rank, relevance
 from retrieval.store import PassageRow
 
@@ -71,6 +71,8 @@ def test_packed_sentences_keep_their_directions(dim: int):
     query = rng.standard_normal(dim).astype(np.float32)
     query /= np.linalg.norm(query)
     cosines = vectors @ query / np.linalg.norm(vectors, axis=1)
-    assert best_cosine(query, packed(vectors)) == pytest.approx(cosines.max(), abs=5e-3)
-    assert abs(best_cosine(query, packed(-vectors)) - cosines.max()) > 5e-3
-    assert best_cosine(query, b"") is best_cosine(query, b"123") is None
+    kept, turned = best_cosines(query, [packed(vectors), packed(-vectors)])
+    assert kept == pytest.approx(cosines.max(), abs=5e-3)
+    assert abs(turned - cosines.max()) > 5e-3
+    assert best_cosines(query, [b"", packed(vectors), b"123"]) == [None, kept, None]
+    assert best_cosines(query, [b""]) == [None]
