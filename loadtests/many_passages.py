@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import os
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +225,8 @@ def main() -> int:
             "|---|---|---|---|---|---|",
         ]
         for clustered, in_lists in ((True, 0), (False, 0), (True, lists)):
-            row = of_vectors(options.vectors, clustered, in_lists)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # one's memory is its own
+                row = fresh.submit(of_vectors, options.vectors, clustered, in_lists).result()
             record["vectors"].append(row)
             lines.append(
                 f"| {'in clusters' if clustered else 'without clusters'} "
