@@ -6,6 +6,8 @@
     port = 8080                  REFDESK_SERVER__PORT=8080
     [backend]
     kind = "scripted"            REFDESK_BACKEND__KIND=scripted
+    [[watch]]
+    path = "/srv/handbook"       only in the file
 
 The environment wins over the file, the command line over both.  A key, type or value that
 isn't known raises `ConfigError` with one line that names the key and what it may be.
@@ -24,8 +26,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.naming import DEFAULT_COLLECTION, collection_name
 from inference import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig
-from retrieval import RetrievalSettings
+from retrieval import RetrievalSettings, Watch
+from retrieval.ingest import Into
 
 PREFIX = "REFDESK_"
 FILE_NAME = "refdesk.toml"
@@ -90,6 +94,18 @@ class AnswersConfig(Section):
     warm_seconds: Annotated[float, Meta(ge=0)] = 30.0
 
 
+class WatchConfig(Section):
+    """A folder whose documents follow its files while a server runs: added, changed, moved and removed with them.
+    `path` in full; `collection`, `readers` and `tags` as of `refdesk ingest`.  Every `sweep_minutes` all of it is
+    looked through, for what the system didn't tell of."""
+
+    path: str
+    collection: str = DEFAULT_COLLECTION
+    readers: list[str] | None = None
+    tags: list[str] | None = None
+    sweep_minutes: Seconds = 15.0
+
+
 class Config(Section):
     """All settings.  `data` is the directory that holds everything the server keeps."""
 
@@ -99,6 +115,26 @@ class Config(Section):
     backend: BackendConfig = EngineConfig()
     retrieval: RetrievalSettings = RetrievalSettings()
     answers: AnswersConfig = AnswersConfig()
+    watch: list[WatchConfig] = []
+
+    @property
+    def watches(self) -> list[Watch]:
+        """The folders to watch.  Raises ConfigError."""
+        found: dict[Path, Watch] = {}
+        for each in self.watch:
+            path = Path(os.path.normpath(_directory(each.path, "watch.path")))
+            if not path.is_absolute():
+                raise ConfigError(f"watch.path: give the full path, not {each.path!r}")
+            if path in found:
+                raise ConfigError(f"watch.path: {path} is named more than once")
+            readers, tags = (None if given is None else tuple(given) for given in (each.readers, each.tags))
+            try:
+                into = Into(collection_name(each.collection), readers, "", tags)
+                into.check()
+            except ValueError as error:
+                raise ConfigError(f"watch, of {path}: {error}") from None
+            found[path] = Watch(path, into, 60 * each.sweep_minutes)
+        return list(found.values())
 
     @property
     def data_dir(self) -> Path:
@@ -157,14 +193,18 @@ def load_config(
             f"{variables.get('answers.prompt', origin)}: answers.prompt: {config.answers.prompt!r} is not a prompt "
             f"shape; allowed: {', '.join(SHAPES)}"
         )
+    try:
+        config.watches  # noqa: B018  raises
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
     return config
 
 
-def _directory(data: str | None) -> Path:
+def _directory(data: str | None, key: str = "data") -> Path:
     try:
         return Path(data).expanduser() if data else default_data_dir()
     except RuntimeError:
-        raise ConfigError(f"data: no home directory for {data or '~'!r}; give the full path") from None
+        raise ConfigError(f"{key}: no home directory for {data or '~'!r}; give the full path") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -201,11 +241,13 @@ def _explain(message: str, settings: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _allowed(section: str, settings: Mapping[str, Any]) -> list[str]:
-    match section:
+    match section.partition("[")[0]:
         case "":
             owner = Config
         case "backend":
             owner = BACKENDS[settings["backend"]["kind"]]
+        case "watch":
+            owner = WatchConfig
         case _:
             owner = next(field.type for field in msgspec.structs.fields(Config) if field.name == section)
     names = [field.encode_name for field in msgspec.structs.fields(owner)]

@@ -117,6 +117,10 @@ class Desk:
                 reasons.append(f"model: {health.detail or 'not ready'}")
         return reasons
 
+    def notices(self) -> list[str]:
+        """What whoever runs this should know, though requests are answered."""
+        return self._library.notices() if self._library is not None else []
+
     def open(self) -> None:
         """Begin to open what wasn't handed in; then warm until somebody asks."""
         self._opening.append(asyncio.create_task(self._open_all()))
@@ -172,9 +176,11 @@ class Desk:
             await self.warming.run(self.backend, partial(self.read, self.library.seen_by(ANYBODY).passage))
 
     async def _begin_jobs(self) -> bool:
-        """Read what is queued, beside what is answered; whether that can be."""
+        """Read what is queued and what lies in watched folders, beside what is answered; whether that can be."""
         try:
             await in_daemon_thread(self.library.jobs.start)
+            if self.config.watch:
+                self.library.watch(self.config.watches)
         except Exception as error:
             self._fail(error)
             return False

@@ -36,6 +36,7 @@ from retrieval.search import Filters
 from retrieval.sentences import sentences
 from retrieval.settings import RetrievalSettings
 from retrieval.view import View
+from retrieval.watching import Watch
 
 __all__ = [
     "ANYBODY",
@@ -72,6 +73,7 @@ __all__ = [
     "UnknownPassage",
     "UnreadableFile",
     "View",
+    "Watch",
     "sample_documents",
     "sentences",
     "write_atomically",

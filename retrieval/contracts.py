@@ -55,6 +55,9 @@ class Store(Protocol):
     def version(self, collection: str, source: str, owner: str) -> StoredVersion | None:
         """Which version of an owner's source is stored, if any."""
 
+    def sources(self, collection: str, owner: str, path: str) -> set[str]:
+        """Those of an owner's documents that are this path or lie below it."""
+
     def same_content(self, collection: str, owner: str, content_hash: str) -> list[Document]:
         """The documents of an owner with this very content."""
 

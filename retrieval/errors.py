@@ -83,7 +83,7 @@ class QueueFull(RetrievalError):
 
 class UnreadableFile(RetrievalError):
     """`name` is the file as the user knows it, `reason` a phrase for a person.  `code` tells which: unreadable_file,
-    no_text, too_large_expanded, parse_timeout, parse_memory, parser_crashed, file_changing; of addresses
+    no_text, too_large_expanded, parse_timeout, parse_memory, parser_crashed, file_changing, file_gone; of addresses
     url_forbidden, url_failed (it may pass), url_refused, too_large; upload_lost."""
 
     def __init__(self, name: str, reason: str, code: str = "unreadable_file"):

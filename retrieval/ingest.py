@@ -157,7 +157,7 @@ class Ingestion:
         if not known and candidate.is_file:
             stored = self._moved(self._into, candidate.source, content_hash)
         readers, tags = self._into.readers_after(stored), self._into.tags_after(stored)
-        if stored == StoredVersion(stored.document_id if stored else "", content_hash, self._recipe, readers, tags):
+        if is_current(stored, self._into, content_hash, self._recipe):
             return "unchanged" if known else "moved"
         self._tell(candidate.source, "parsing")
         with reading.listening(partial(self._tell, candidate.source, "parsing")):
@@ -222,6 +222,15 @@ class Ingestion:
         self._progress(ProgressEvent(self._done, self._total, source, state, part, parts))  # type: ignore[arg-type]
 
 
+def is_current(stored: StoredVersion | None, into: Into, content_hash: str, recipe: str) -> bool:
+    """Whether what is stored is all that reading this content anew would give."""
+    if stored is None:
+        return False
+    return stored == StoredVersion(
+        stored.document_id, content_hash, recipe, into.readers_after(stored), into.tags_after(stored)
+    )
+
+
 def recipe(settings: RetrievalSettings) -> str:
     """Names how text and passages are made: when it changes, an unchanged file is ingested anew."""
     return (
@@ -236,6 +245,8 @@ def file_candidate(path: Path, max_bytes: int) -> Candidate:
         # Not by size first: a file may grow, a pipe has none.
         if path.is_dir():
             raise UnreadableFile(source, "the folder can't be listed: check who may read it, or name its files")
+        if is_gone(path):
+            raise UnreadableFile(source, "does not exist", "file_gone")
         if not path.is_file():
             raise UnreadableFile(source, "does not exist" if not path.exists() else "is not a regular file")
         with open(path, "rb") as file:
@@ -286,6 +297,17 @@ def path_of(source: str) -> Path:
     return Path(_PRINTED.sub(lambda found: chr(int(found[1], 16)), source))
 
 
+def is_gone(path: Path) -> bool:
+    """Whether nothing is there, which is more than that it can't be seen."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
 def hash_of(data: bytes) -> str:
     """By which the same content is known, wherever it lies."""
     return hashlib.sha256(data).hexdigest()
@@ -305,7 +327,7 @@ def find_files(paths: Iterable[Path | str]) -> tuple[list[Path], int]:
             found.setdefault(os.path.abspath(path), path)
             continue
         unlisted: list[Path] = []
-        for file in _walk(path, unlisted):
+        for file in walk(path, unlisted):
             if is_readable_name(file.name):
                 found.setdefault(os.path.abspath(file), file)
             else:
@@ -314,7 +336,8 @@ def find_files(paths: Iterable[Path | str]) -> tuple[list[Path], int]:
     return [found[key] for key in sorted(found)], len(skipped)
 
 
-def _walk(folder: Path, unlisted: list[Path]) -> Iterator[Path]:
+def walk(folder: Path, unlisted: list[Path]) -> Iterator[Path]:
+    """The files in a folder and below it, without hidden ones; adds the folders that can't be listed to `unlisted`."""
     seen: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(
         folder, onerror=lambda error: unlisted.append(Path(error.filename)), followlinks=True

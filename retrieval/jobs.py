@@ -249,6 +249,8 @@ class Jobs:
             self._settle(job.job_id, **_AFRESH, attempts=job.attempts - 1)
         elif isinstance(error, _Interrupted):
             self._settle(job.job_id, state="cancelled", size=0)
+        elif isinstance(error, UnreadableFile) and error.code == "file_gone":
+            self._settle(job.job_id, state="cancelled", code=error.code, reason=error.reason)
         else:
             code, reason = _told(job, error)
             # Who waits is told at once.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from retrieval import ingest
 from retrieval.access import EVERYBODY, OPERATOR, Principal
 from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, Embedder, SentenceTransformerEmbedder, SharedEmbedder
-from retrieval.errors import RetrievalError, StoreError, UnknownCollection, UnreadableFile
+from retrieval.errors import RetrievalError, StoreError, UnknownCollection, UnknownDocument, UnreadableFile
 from retrieval.fetching import fetch
 from retrieval.files import DirectoryLock
 from retrieval.formats.parsed import title_from_name
@@ -28,6 +28,7 @@ from retrieval.sandbox import Reader, Sandbox
 from retrieval.settings import RetrievalSettings
 from retrieval.store import Store, StoredVersion, passage_number
 from retrieval.view import View
+from retrieval.watching import Watch, Watching
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Library:
         self._quoter = Quoter(embedder, self._passage_vectors, settings.sentence_cache, settings.support_floor)
         self._indexes = Indexes(data_dir, store, embedder, settings.embedder, earlier, settings.lists_from)
         self.jobs = Jobs(JobStore(store), store, data_dir / "incoming", settings, self._read_job)
+        self._watching: Watching | None = None
         self._ingesting = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
@@ -105,6 +107,8 @@ class Library:
             if self._closed:
                 return
             self._closed = True
+        if self._watching is not None:
+            self._watching.stop()
         self.jobs.stop()
         with self._ingesting:  # a run that is on ends at its next commit, what it committed stays
             self._indexes.close()
@@ -212,6 +216,43 @@ class Library:
         fetched = fetch(url, self._settings.max_file_bytes, self._settings.fetch_seconds)
         return self._ingest_one(ingest.url_candidate(ingest.printable(url), fetched), into)
 
+    # folders that are followed (`retrieval.watching.Follower`)
+
+    def watch(self, watches: Sequence[Watch]) -> None:
+        """Have the documents of these folders follow them, until the library is closed."""
+        assert self._watching is None
+        self._watching = Watching(self, watches)
+        self._watching.start()
+
+    def notices(self) -> list[str]:
+        """What whoever runs this should know, in words, though searches are answered."""
+        gone = self._watching.troubles if self._watching else 0
+        return [f"{gone} of the watched folders are gone or empty, their documents stay: the log names them"] * bool(
+            gone
+        )
+
+    def sources(self, into: ingest.Into, path: Path) -> set[str]:
+        return self._store.sources(into.collection, into.owner, ingest.printable(str(path)))
+
+    def follow(self, file: Path, into: ingest.Into) -> None:
+        candidate = ingest.file_candidate(file, self._settings.max_file_bytes)
+        try:
+            content_hash = ingest.hash_of(candidate.read())
+        except (UnreadableFile, OSError):
+            self.jobs.add_file(file, into)  # which will say why
+            return
+        stored = self._store.version(into.collection, candidate.source, into.owner)
+        stored = stored or self._moved(into, candidate.source, content_hash)
+        if not ingest.is_current(stored, into, content_hash, ingest.recipe(self._settings)):
+            self.jobs.add_file(file, into)
+
+    def forget(self, source: str, into: ingest.Into) -> None:
+        self.jobs.drop(source, into)
+        stored = self._store.version(into.collection, source, into.owner)
+        if stored is not None:
+            with contextlib.suppress(UnknownDocument):  # somebody else was first
+                self.whole.remove(stored.document_id)
+
     # inside
 
     def _ingest_one(self, candidate: ingest.Candidate, into: ingest.Into) -> Document:
@@ -233,7 +274,8 @@ class Library:
     def _moved(self, into: ingest.Into, source: str, content_hash: str) -> StoredVersion | None:
         """The document of a file with this content that is gone by its old name: it gets this one and stays itself."""
         for document in self._store.same_content(into.collection, into.owner, content_hash):
-            if not os.path.isabs(document.source) or os.path.lexists(ingest.path_of(document.source)):
+            path = ingest.path_of(document.source)
+            if not (path.is_absolute() and ingest.is_gone(path)):
                 continue
             named = document.title == title_from_name(document.source)
             with self._indexes.change() as change:

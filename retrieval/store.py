@@ -169,6 +169,16 @@ class Store:
             ).fetchone()
         return StoredVersion(*row[:3], *(tuple(sorted(_lines(each))) for each in row[3:])) if row else None
 
+    def sources(self, collection: str, owner: str, path: str) -> set[str]:
+        """Those that are this path or lie below it."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT source FROM documents WHERE collection = ? AND owner = ? "
+                "AND (source = ? OR source >= ? AND source < ?)",
+                [collection, owner, path, f"{path}/", f"{path}0"],  # "0" comes next after "/"
+            )
+            return {source for (source,) in rows}
+
     def same_content(self, collection: str, owner: str, content_hash: str) -> list[Document]:
         """The documents of an owner with this very content."""
         with self.reading() as db:

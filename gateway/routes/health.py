@@ -15,10 +15,11 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """`lacking` says what requests still wait for; empty when ready."""
+    """`lacking` says what requests still wait for; empty when ready.  `notices`: what else somebody should see to."""
 
     status: str
     lacking: list[str]
+    notices: list[str] = []
 
 
 @get("/health/live", tags=["health"], summary="Is the process up?")
@@ -31,7 +32,7 @@ async def ready(desk: NamedDependency[Desk]) -> Response[Ready]:
     lacking = await desk.unready()
     status = "unready" if lacking else "ready"
     headers = {"Retry-After": "2"} if lacking else {}
-    return Response(Ready(status, lacking), status_code=503 if lacking else 200, headers=headers)
+    return Response(Ready(status, lacking, desk.notices()), status_code=503 if lacking else 200, headers=headers)
 
 
 @get("/metrics", tags=["health"], summary="Prometheus metrics", media_type="text/plain")

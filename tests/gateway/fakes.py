@@ -193,6 +193,9 @@ class FakeLibrary:
     def health(self) -> str | None:
         return self.trouble
 
+    def notices(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         self.closed = True
 

@@ -56,6 +56,16 @@ def test_the_file_in_the_data_directory_is_found(tmp_path):
         ("[retrieval]\nfloor = 1", {}, ["retrieval.floor", "relevance_floor"]),
         ("[answers]\nprompt = 'odd'", {}, ["answers.prompt", "'odd'", "plain, begun, hinted, quoted, listed"]),
         ("server = 1", {}, ["server"]),
+        ("[[watch]]\nfolder = '/a'", {}, ["watch[0].folder", "path, collection, readers"]),
+        ("[[watch]]\ncollection = 'a'", {}, ["watch[0].path is missing"]),
+        ("[[watch]]\npath = 1", {}, ["watch[0].path", "str"]),
+        ("[[watch]]\npath = 'notes'", {}, ["watch.path", "full path", "'notes'"]),
+        ("[[watch]]\npath = '~nosuchuser/x'", {}, ["watch.path", "~nosuchuser"]),
+        ("[[watch]]\npath = '/a'\n[[watch]]\npath = '/a/b/..'", {}, ["watch.path", "/a", "more than once"]),
+        ("[[watch]]\npath = '/a'\nreaders = ['hr']", {}, ["watch", "/a", "'hr' is no reader"]),
+        ("[[watch]]\npath = '/a'\ncollection = ''", {}, ["watch", "/a", "1 to 200"]),
+        ("[[watch]]\npath = '/a'\nsweep_minutes = 0", {}, ["watch[0].sweep_minutes", "> 0"]),
+        ("", {"REFDESK_WATCH": "/a"}, ["REFDESK_WATCH", "array"]),
         ("=", {}, ["not valid TOML"]),
         ("", {"REFDESK_SERVER__PORT": "x"}, ["REFDESK_SERVER__PORT", "server.port", "int"]),
         ("", {"REFDESK_PORT": "1"}, ["REFDESK_PORT", "port is not a setting", "data, server"]),
@@ -74,6 +84,13 @@ def test_what_is_wrong_is_named(tmp_path, toml: str, environ: dict[str, str], na
     message = str(caught.value)
     assert "\n" not in message
     assert all(name in message for name in names), message
+
+
+def test_folders_to_watch(tmp_path):
+    toml = "[[watch]]\npath = '/srv/a/'\nreaders = ['group:hr']\n[[watch]]\npath = '~/b'\nsweep_minutes = 1\n"
+    a, b = load(tmp_path, toml).watches
+    assert (str(a.path), a.into.readers, a.into.tags, a.into.collection) == ("/srv/a", ("group:hr",), None, "default")
+    assert (b.path, b.sweep_seconds, b.into.readers) == (Path.home() / "b", 60, None)
 
 
 def test_what_the_command_line_says_is_not_blamed_on_the_environment(tmp_path):

@@ -29,7 +29,7 @@ def test_live_at_once_and_ready_when_loaded(config, library, monkeypatch):
             assert client.get("/health/live").json() == {"status": "live"}
             response = client.get("/health/ready")
             assert response.status_code == 503
-            assert response.json() == {"status": "unready", "lacking": ["model: still loading"]}
+            assert response.json() == {"status": "unready", "lacking": ["model: still loading"], "notices": []}
             response = client.post("/v1/answers", json={"question": "When?"})
             assert (response.status_code, response.json()["code"]) == (503, "not_ready")
             assert int(response.headers["retry-after"]) >= 1

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from litestar.testing import TestClient
 
 from gateway import desk as desk_module
 from gateway.app import create_app
-from gateway.config import Config
+from gateway.config import Config, WatchConfig
 from retrieval import OPERATOR, Library, RetrievalSettings
 from retrieval.formats import reading
 from tests.gateway.conftest import running, until
@@ -108,6 +110,22 @@ def test_too_much_that_waits_is_refused(still: Library, client: TestClient):
     assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
     assert "retry-after" in refused.headers
     assert client.get("/v1/jobs").json()["total"] == 1
+
+
+def test_documents_follow_a_folder_that_the_configuration_names(library: Library, tmp_path: Path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "tank.md").write_text("# Tank\n\nIt holds ninety litres.")
+    os.utime(folder / "tank.md", (0, 0))
+    with running(Config(watch=[WatchConfig(path=str(folder))]), library, FakeBackend()) as live:
+        until(lambda: httpx.get(f"{live.url}/v1/documents").json()["total"] == 1)
+        assert httpx.get(f"{live.url}/health/ready").json()["notices"] == []
+        (job,) = httpx.get(f"{live.url}/v1/jobs").json()["jobs"]
+        assert (job["kind"], job["source"], job["owner"]) == ("file", str(folder / "tank.md"), "")
+        folder.rename(tmp_path / "away")
+        until(lambda: "watched folders" in str(httpx.get(f"{live.url}/health/ready").json()["notices"]))
+        assert httpx.get(f"{live.url}/health/ready").status_code == 200
+        assert httpx.get(f"{live.url}/v1/documents").json()["total"] == 1
 
 
 @pytest.mark.parametrize("remote", [True, False])
