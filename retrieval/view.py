@@ -16,6 +16,7 @@ from retrieval.errors import NotAllowed, UnknownCollection, UnknownPassage
 from retrieval.lexical import words_of
 from retrieval.quoting import Quoter
 from retrieval.records import Box, Document, DocumentText, Passage, Quote, SearchResult, Support
+from retrieval.reranking import Reranker, reranked
 from retrieval.search import (
     Filters,
     Found,
@@ -43,12 +44,14 @@ class View:
         finder: Finder,
         quoter: Quoter,
         settings: RetrievalSettings,
+        reranker: Reranker | None,
     ):
         self.principal = principal
         self._store = store
         self._finder = finder
         self._quoter = quoter
         self._settings = settings
+        self._reranker = reranker
 
     @property
     def reads(self) -> str:
@@ -123,20 +126,35 @@ class View:
         self, query: str, *, collection: str | None = None, filters: Filters = Filters(), top_k: int = 4
     ) -> SearchResult:
         """The passages that best match the query, of those that `filters` let through.  Raises UnknownCollection."""
-        timer = StageTimer(time.perf_counter, ("embed", "vectors", "text", "fuse"))
+        stages = ("embed", "vectors", "text", "fuse", *(["rerank"] if self._reranker else []))
+        timer = StageTimer(time.perf_counter, stages)
         self._check_collection(collection)
         query = clean_query(query)
         if not query or top_k <= 0:
             return SearchResult([], 0.0, False, count_facets({}), timer.milliseconds)
         settings = self._settings
         found = self._find(query, collection, filters, max(settings.candidates, 2 * top_k), timer)
-        passages = choose(rank(found, settings), found, top_k, settings.per_document)
+        ranked = rank(found, settings)
+        if self._reranker is not None:
+            timer.done("fuse")
+            ranked = self._reranked(query, ranked, found, max(settings.rerank_candidates, top_k))
+            timer.done("rerank")
+        passages = choose(ranked, found, top_k, settings.per_document)
         closest = round(relevance(found.values()), 4)
         # Words alone, while no model can tell what is close, refuse nothing.
         relevant = bool(passages) and (closest >= settings.relevance_floor or self._finder.embedder is None)
         facets = count_facets(found)
         timer.done("fuse")
         return SearchResult(passages, closest, relevant, facets, timer.milliseconds)
+
+    def _reranked(
+        self, query: str, ranked: list[tuple[int, float]], found: dict[int, Found], count: int
+    ) -> list[tuple[int, float]]:
+        """The best `count`, each text once, in the reranker's order; as they were where it gives none."""
+        passages = choose(ranked, found, count, count)
+        numbers = {each.passage_id: number for number in found for each in [found[number].row.passage]}
+        seen = [(numbers[each.passage_id], each) for each in passages]
+        return reranked(self._reranker, query, seen) or ranked
 
     def _find(
         self, query: str, collection: str | None, filters: Filters, count: int, timer: StageTimer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from email.message import EmailMessage
+from pathlib import Path
 
 import docx
 import pptx
@@ -134,3 +135,23 @@ def eml_file(html: bool = False, attachment: bytes = b"") -> bytes:
     if attachment:
         mail.add_attachment(attachment, maintype="application", subtype="octet-stream", filename="rules.docx")
     return mail.as_bytes()
+
+
+def tiny_cross_encoder(folder: Path) -> Path:
+    """A cross-encoder with random weights, as sentence-transformers saves one."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(c) for c in range(97, 123)), "train", "##s", "dog"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64, num_labels=1,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
