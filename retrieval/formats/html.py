@@ -5,8 +5,8 @@ from __future__ import annotations
 from lxml import html as lxml_html
 
 from retrieval.formats.markdown import read_markdown, strip_tags
-from retrieval.formats.parsed import Parsed, clean_text
-from retrieval.formats.tree import html_tree
+from retrieval.formats.parsed import Parsed, TextBuilder, clean_text
+from retrieval.formats.tree import html_tree, write_tree
 from retrieval.formats.underlined import read_text
 
 _BLOCKS = ("p", "div", "li", "tr", "br", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "td", "th", "pre")
@@ -37,7 +37,9 @@ def read_html(source: str, title: str = "") -> Parsed:
         least = len(visible if len(parsed.text) < 200 else _visible_text(tree, _HIDDEN + _BESIDE)) / 4
         if len(parsed.text) >= least:
             return parsed
-    return read_text(visible, title, "text/html")
+    builder = TextBuilder()
+    write_tree(tree, builder)
+    return builder.parsed(title, "text/html")
 
 
 def _title(tree: lxml_html.HtmlElement) -> str:

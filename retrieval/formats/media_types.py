@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-PARSER_VERSION = 4  # raise it when the same file would give other text
+PARSER_VERSION = 5  # raise it when the same file would give other text
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 PPTX = "application/vnd.openxmlformats-officedocument.presentationml.presentation"

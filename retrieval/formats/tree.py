@@ -12,7 +12,7 @@ from retrieval.formats.parsed import TextBuilder
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _HIDDEN = frozenset(("script", "style", "noscript", "template", "svg", "head", "title"))
 _BLOCK_NAMES = (
-    "p div li ul ol dl dt dd table thead tbody tr section article header footer main aside nav figure figcaption "
+    "p div li ul ol dl dt dd table thead tbody tr td th section article header footer main aside nav figure figcaption "
     "blockquote pre hr body form"
 )
 _BLOCKS = frozenset(_BLOCK_NAMES.split())
@@ -40,6 +40,19 @@ def local_name(node: Any) -> str:
     return etree.QName(node).localname.lower() if isinstance(node.tag, str) else ""
 
 
+def _rows_for_layout(root: Any) -> set[Any]:
+    """Rows with tables in their cells: these put things on a page, as in mails, and are none of a table."""
+    rows = set()
+    for node in root.iter():
+        if local_name(node) == "table":
+            for above in node.iterancestors():
+                if local_name(above) == "table":  # which has told of the rows that it is in
+                    break
+                if local_name(above) == "tr":
+                    rows.add(above)
+    return rows
+
+
 def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
     """`below`: how many levels of headings are above those of the tree.  Iterative: pages nest deeper than Python's
     stack."""
@@ -49,6 +62,7 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
     heading = preformatted = 0
     lists: list[int] = []  # per open list the number of the next item, -1 for bullets
     mark = ""
+    layout = _rows_for_layout(root)
 
     def end_line(after: str = "\n") -> None:
         nonlocal mark
@@ -109,7 +123,7 @@ def write_tree(root: Any, builder: TextBuilder, below: int = 0) -> None:
         elif name in _HEADINGS and row is None:
             end_line()
             heading += 1
-        elif name == "tr" and row is None:
+        elif name == "tr" and row is None and node not in layout:
             end_line()
             row = []
         elif name in _BLOCKS and row is None and not heading:

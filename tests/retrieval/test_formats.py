@@ -186,6 +186,17 @@ def test_headings_in_tables_do_not_break_what_follows():
     assert text.endswith("Menu\n\nOne.\n\nTwo.\n\nLast\n\n- Three\n\n")
 
 
+def test_tables_that_put_things_on_a_page_are_no_tables():
+    inner = "<table><tr><th>Name</th><th>Room</th></tr><tr><td>Ada</td><td>12</td></tr></table>"
+    mail = EmailMessage()
+    mail["Subject"] = "News"
+    cells = f"<td>Left</td><td><h2>Staff</h2><p>They are here:</p>{inner}</td>"
+    mail.set_content(f"<table><tr><td><table><tr>{cells}</tr></table></td></tr></table>", subtype="html")
+    parsed = read_file("a.eml", mail.as_bytes())
+    assert parsed.text.endswith("Left\n\nStaff\n\nThey are here:\n\nName | Room\nAda | 12\n\n")
+    assert [parsed.text[each.start : each.end] for each in parsed.blocks] == ["Name | Room\nAda | 12\n"]
+
+
 @pytest.mark.parametrize(
     "text", ["RIFF RAFF, the servant", "ID3 is a tree of decisions", "GIF89a and others", "Rar! they cry"]
 )

@@ -89,6 +89,17 @@ def test_html_without_a_main_text_gives_what_is_visible():
     assert "secret" not in parsed.text
 
 
+def test_a_page_without_a_main_text_keeps_its_headings_and_tables():
+    rows = "".join(f"<tr><td><a href='/{room}'>Room {room}</a></td><td>{room} chairs</td></tr>" for room in range(9))
+    table = f"<table><tr><th>Name</th><th>Chairs</th></tr>{rows}</table>"
+    page = f"<p>Hello.</p><div class='footer'><h1>Rooms</h1>{table}<ul><li>one</li></ul></div>"
+    parsed = read_file("x.html", f"<html><body>{page}</body></html>".encode())
+    assert parsed.text.startswith("Hello.\n\nRooms\n\nName | Chairs\nRoom 0 | 0 chairs\nRoom 1 | 1 chairs\n")
+    assert parsed.text.endswith("Room 8 | 8 chairs\n\n- one\n\n")
+    assert [section.path for section in parsed.sections] == [(), ("Rooms",)]
+    assert len(parsed.blocks) == 1
+
+
 def test_html_of_another_name_is_still_html():
     assert "<p>" not in read_file("x.txt", b"<!DOCTYPE html><html><body><p>Just a paragraph.</p></body></html>").text
 
