@@ -16,7 +16,7 @@ help:
 	@echo "make bench-quantization  measure what each rounding of the weights costs"
 	@echo "make bench-sharing  what each way of sharing documents saves, who waits for whom, what answers lose (an hour)"
 	@echo "make bench-disturbance  what sharing documents does to answers"
-	@echo "make bench-retrieval  measure how well passages are ranked and how they fill blocks (needs the data folders), and a long PDF"
+	@echo "make bench-retrieval  measure ranking, refusal, many passages, a long PDF, answers beside ingestion (half an hour)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make soak           half an hour of mixed traffic with clients that leave"
 	@echo "make gpu-check      on a machine with a GPU: test and measure the kernels and the engine there"
@@ -79,6 +79,8 @@ bench-quantization: setup
 # Ranking and sizes of passages need the data folders of CLAPnq and the handbook.
 bench-retrieval: setup
 	@$(RUN) -m loadtests.ranking
+	@$(RUN) -m loadtests.retrieval_floor
+	@$(RUN) -m loadtests.many_passages
 	@$(RUN) -m loadtests.passage_blocks
 	@$(RUN) -m loadtests.long_pdf
 

@@ -14,11 +14,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.composing import SHAPES, PromptShape, Turn, compose
 from gateway.config import AnswersConfig
 from gateway.desk import Desk
 from gateway.echo import EchoFilter
+from gateway.followups import joined, rewritten
 from gateway.grounding import Citation, MarkerFilter, Unsupported, ground
 from gateway.repetition import RepetitionGuard
 from gateway.wire import Answer, PassageView, QuoteView, Timings, UsageView
@@ -26,7 +28,6 @@ from inference import Backend, ChatPrompt, Finished, GenerationRequest, Sampling
 from retrieval import ANYBODY, Filters, Passage, Principal, Quote, View, sentences
 
 REFUSAL = "Nothing in the documents answers this."
-_UNQUOTED = str.maketrans(dict.fromkeys('"“”„«»*', " "))
 REFUSAL_EMPTY = "There are no documents to answer from yet. Add some, then ask again."
 
 
@@ -127,15 +128,17 @@ async def answer(desk: Desk, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
     view, backend, settings = desk.library.seen_by(ask.principal), desk.backend, desk.config.answers
     shape = SHAPES[settings.prompt]
     clock = Clock()
-    found = await desk.read(
-        view.search, _search_text(ask), collection=ask.collection, filters=ask.filters, top_k=ask.top_k
-    )
+    sought = await _search_text(desk, ask)
+    found = await desk.read(view.search, sought, collection=ask.collection, filters=ask.filters, top_k=ask.top_k)
     passages: Sequence[Passage] = found.passages
     refused = not (found.relevant and passages)
     hints: Sequence[Quote] = []
     if not refused:
+        reads = settings.reads
+        if settings.neighbours:
+            passages, reads = await desk.read(_with_neighbours, view, passages, reads, settings.neighbours)
         hints = await desk.read(view.quotes, ask.question, passages, count=max(settings.quotes, shape.hints))
-        prompt, read = await _fit(backend, ask, shape, passages[: settings.reads], hints[: shape.hints])
+        prompt, read = await _fit(backend, ask, shape, passages[:reads], hints[: shape.hints])
         given, passages = _given_first(passages, read, hints[: shape.hints])
     retrieval_ms = _ms(time.perf_counter() - clock.arrived)
     desk.metrics.retrieval.observe(retrieval_ms / 1000)
@@ -269,11 +272,25 @@ def usage_view(usage: Usage) -> UsageView:
     return msgspec.convert(usage, UsageView, from_attributes=True)
 
 
-def _search_text(ask: Ask) -> str:
-    """A follow-up is rarely a question of its own: look for it together with the one before it."""
-    before = [turn.content for turn in ask.history if turn.role == "user"]
-    # What the earlier one had in quotation marks was asked of that one.
-    return f"{before[-1].translate(_UNQUOTED)}\n{ask.question}" if before else ask.question
+async def _search_text(desk: Desk, ask: Ask) -> str:
+    """What to look for: a follow-up is rarely a question of its own."""
+    if ask.history and desk.config.answers.follow_ups == "rewritten":
+        scope = desk.scopes.own(ask.principal)
+        text = await rewritten(desk.backend, ask.question, ask.history, ask.request_id, scope)
+        if text is not None:
+            return text
+    return joined(ask.question, ask.history)
+
+
+def _with_neighbours(view: View, passages: Sequence[Passage], reads: int, neighbours: int) -> tuple[list[Passage], int]:
+    """The best `reads` passages each among those around it in its document, then the others; and how many of them all
+    are to be read."""
+    score = {passage.passage_id: passage.score for passage in passages}
+    read: dict[str, Passage] = {}
+    for passage in passages[:reads]:
+        for each in view.around(passage.passage_id, neighbours, neighbours):
+            read.setdefault(each.passage_id, replace(each, score=score.get(each.passage_id, 0.0)))
+    return [*read.values(), *(passage for passage in passages if passage.passage_id not in read)], len(read)
 
 
 def _given_first(

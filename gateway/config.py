@@ -81,12 +81,17 @@ class AnswersConfig(Section):
     """How an answer is made.  `top_k` passages are the sources; the model reads the best `reads` of them, in a prompt
     of the shape `prompt` (see `gateway.composing`).  The defaults are measured for the default model, which is so
     small that more than one passage confuses it: raise `reads` with a larger model.
+    `neighbours`: passages before and behind each of these in its document that the model reads with it.
+    `follow_ups`: a question that refers to the one before it is looked for together with that one ("joined"), or as
+    the model says it so that it stands by itself ("rewritten", for larger models).
     `quotes` closest sentences lead the reply; `max_tokens` and `temperature` hold where a request has none.
     `warm_seconds`: how long, after a start and until somebody asks, the passages that are read most are computed into
     the cache, for backends that share documents; with 0 they are not, and nothing is remembered of what is read."""
 
     top_k: Annotated[int, Meta(ge=1, le=20)] = 4
     reads: Annotated[int, Meta(ge=1, le=20)] = 1
+    neighbours: Annotated[int, Meta(ge=0, le=5)] = 0
+    follow_ups: Literal["joined", "rewritten"] = "joined"
     max_tokens: Annotated[int, Meta(ge=1, le=8192)] = 128
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     quotes: Annotated[int, Meta(ge=0, le=10)] = 2

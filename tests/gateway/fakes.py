@@ -166,6 +166,12 @@ class FakeLibrary:
         except StopIteration:
             raise UnknownPassage(passage_id) from None
 
+    def around(self, passage_id: str, before: int = 1, after: int = 1) -> list[Passage]:
+        here = self.passage(passage_id)
+        beside = [p for p in self._passages(None) if p.document_id == here.document_id]
+        at = beside.index(here)
+        return beside[max(0, at - before) : at + after + 1]
+
     def remove(self, document_id: str) -> None:
         self.document(document_id)
         del self.texts[document_id]

@@ -123,6 +123,43 @@ def test_a_follow_up_is_searched_with_the_question_before_it(client, library):
     assert library.searches == ["When is the pump primed?\nAnd the valve?"]
 
 
+def test_another_subject_is_searched_alone(client, library):
+    history = [{"role": "user", "content": "When is the pump primed?"}, {"role": "assistant", "content": "Before."}]
+    client.post("/v1/answers", json={"question": "How often are ladders inspected?", "history": history})
+    assert library.searches == ["How often are ladders inspected?"]
+
+
+@pytest.mark.parametrize(
+    ("said", "sought"),
+    [
+        (["When is the ", "valve primed?"], "When is the valve primed?"),
+        (["Sure!\n", "When is it?"], "When is the pump primed?\nAnd the valve?"),
+        ([], "When is the pump primed?\nAnd the valve?"),
+    ],
+)
+def test_a_model_may_rewrite_a_follow_up(library, backend, said: list[str], sought: str):
+    history = [{"role": "user", "content": "When is the pump primed?"}, {"role": "assistant", "content": "Before."}]
+    backend.reply = said
+    settings = AnswersConfig(follow_ups="rewritten")
+    with TestClient(create_app(Config(answers=settings), library=library, backend=backend)) as client:
+        client.post("/v1/answers", json={"question": "And the valve?", "history": history})
+    assert library.searches == [sought]
+    asked = backend.requests[0].prompt.messages[-1].text
+    assert "When is the pump primed?" in asked
+    assert "And the valve?" in asked
+
+
+def test_the_model_reads_what_stands_around_a_passage(library, backend):
+    library.add("Rules", "The crane is green.\n\nThe crane lifts nine tons.\n\nThe crane rests on Sundays.")
+    settings = AnswersConfig(neighbours=1, prompt="plain")
+    with TestClient(create_app(Config(answers=settings), library=library, backend=backend)) as client:
+        answer = client.post("/v1/answers", json={"question": "How many tons lifts the crane?"}).json()
+    (prompt,) = [request.prompt for request in backend.requests]
+    read = [s.text for m in prompt.messages for s in m.segments if s.kind == "document"]
+    assert [text.split("crane ")[1].strip() for text in read] == ["is green.", "lifts nine tons.", "rests on Sundays."]
+    assert [source["text"] for source in answer["sources"][:3]] == [text.split("\n", 1)[1].strip() for text in read]
+
+
 def test_only_as_many_passages_as_the_context_holds(library, backend):
     backend.capabilities = Capabilities(model="fake", counts_tokens=True, max_context_tokens=140)
     settings = AnswersConfig(max_tokens=50, prompt="plain", reads=4)
