@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from retrieval.store import Store
 from retrieval.table import PassageTable
 from retrieval.vectors import Mirrored, VectorIndex
 
+if TYPE_CHECKING:
+    from retrieval.device_vectors import DeviceVectors
+
 log = logging.getLogger(__name__)
 
 
@@ -46,12 +50,14 @@ class Indexes:
         opened_by: str,
         earlier: Callable[[str], SharedEmbedder | None],
         lists_from: int,
+        vectors_on: str,
     ):
         """Load or build what mirrors the store; embed again what has no sound vector.  Where the store's vectors are of
         another model than `embedder` (of that name in the settings), the one that `earlier` finds by their identity
         goes on serving them (words alone serve where it finds none) until `embedder` has made all anew."""
         self.lock = ReadWriteLock()
-        self.vectors: VectorIndex | None = None  # None while nothing was ever embedded, or nobody can read what was
+        # None while nothing was ever embedded, or nobody can read what was.
+        self.vectors: VectorIndex | DeviceVectors | None = None
         self.words = LexicalIndex()
         self.table = PassageTable()
         self.store = store
@@ -59,6 +65,8 @@ class Indexes:
         self._wanted = embedder
         self._opened_by = opened_by
         self.lists_from = lists_from
+        self._vectors_on = vectors_on
+        self._empty(1)  # the device is there
         self._data_dir = data_dir
         self._saved = ""  # the store's state that the file of vectors mirrors
         self._reindexing = Reindexing(self, embedder, opened_by)
@@ -125,7 +133,7 @@ class Indexes:
                 self.table, self.words = PassageTable(), LexicalIndex()
                 self._open_table(keep=False)  # this very write is not over
             if self.vectors is None and added and self._serving is not None:
-                self.vectors = VectorIndex(self._serving.dim)
+                self.vectors = self._empty(self._serving.dim)
             if self.vectors is not None:
                 self.vectors.remove(np.array(change.removed, dtype=np.int64))
                 if added:
@@ -133,7 +141,7 @@ class Indexes:
                     self.vectors.add(numbers, np.stack([each.vector for each in added]))
         self._reindexing.begin()
 
-    def replace(self, made: VectorIndex, embedder: SharedEmbedder, commit: Callable[[], None]) -> None:
+    def replace(self, made: VectorIndex | DeviceVectors, embedder: SharedEmbedder, commit: Callable[[], None]) -> None:
         """From now on `made` serves, with the model that made it."""
         with self.lock.write():
             commit()
@@ -160,7 +168,7 @@ class Indexes:
     def save(self) -> None:
         """The vectors, where they have changed."""
         with self.lock.read():
-            if self.vectors is None or self._saved == self.store.state:
+            if not isinstance(self.vectors, VectorIndex) or self._saved == self.store.state:
                 return
             try:
                 self.vectors.save(self._data_dir, self._mirrored())
@@ -229,7 +237,9 @@ class Indexes:
                 self._serving = None
                 return
         assert dim is not None
-        index = VectorIndex.load(self._data_dir, self._mirrored(), dim, len(numbers))
+        index: VectorIndex | DeviceVectors | None = None
+        if self._vectors_on == "cpu":
+            index = VectorIndex.load(self._data_dir, self._mirrored(), dim, len(numbers))
         if index is not None:
             self._saved = self.store.state
         else:
@@ -240,10 +250,17 @@ class Indexes:
         self.vectors = index
         self.save()
 
-    def build_vectors(self, generation: int, dim: int) -> VectorIndex:
-        """Of the stored vectors of a generation, in lists where there are many."""
+    def _empty(self, dim: int) -> VectorIndex | DeviceVectors:
+        if self._vectors_on == "cpu":
+            return VectorIndex(dim)
+        from retrieval.device_vectors import DeviceVectors  # torch takes seconds to import
+
+        return DeviceVectors(dim, self._vectors_on)
+
+    def build_vectors(self, generation: int, dim: int) -> VectorIndex | DeviceVectors:
+        """Of the stored vectors of a generation."""
         started = time.perf_counter()
-        index = VectorIndex(dim)
+        index = self._empty(dim)
         numbers = self.table.numbers
         for found, stored in self.store.vectors(generation, dim):
             belongs = np.isin(found, numbers)

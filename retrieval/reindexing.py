@@ -69,7 +69,7 @@ class Reindexing:
 
     def _wants_lists(self) -> bool:
         made = self._indexes.vectors
-        if made is None or len(made) < self._indexes.lists_from:
+        if not isinstance(made, VectorIndex) or len(made) < self._indexes.lists_from:
             return False
         return not made.lists or len(made) >= _GROWN * max(1, self._listed)
 
