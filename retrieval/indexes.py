@@ -50,7 +50,7 @@ class Indexes:
         opened_by: str,
         earlier: Callable[[str], SharedEmbedder | None],
         lists_from: int,
-        vectors_on: str,
+        vectors_on: str = "cpu",
     ):
         """Load or build what mirrors the store; embed again what has no sound vector.  Where the store's vectors are of
         another model than `embedder` (of that name in the settings), the one that `earlier` finds by their identity
