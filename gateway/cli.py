@@ -205,7 +205,7 @@ def ask(
     printer.finish()
 
 
-for command in (keeping.ingest, keeping.documents, keeping.jobs, keeping.backup, keeping.restore):
+for command in (keeping.ingest, keeping.documents, keeping.jobs, keeping.backup, keeping.restore, keeping.check):
     refdesk.add_command(command)
 
 

@@ -1,5 +1,5 @@
 """The commands that keep a library: put documents in, list and remove them, see what is being read, back all of it up
-and bring it back."""
+and bring it back, look for damage."""
 
 from __future__ import annotations
 
@@ -270,3 +270,30 @@ def restore(file: Path, replace: bool, data: str | None, config_path: Path | Non
 
     count = bring_back(file, config.data_dir, replace)
     click.echo(f"{count} documents in {config.data_dir}")
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Make again what can be made from the rest, and say what can't.")
+@data_option
+@config_option
+def check(repair: bool, data: str | None, config_path: Path | None) -> int:
+    """Look for damage in the whole library.
+
+    Looks at the database's pages, the text of every document and its passages, full text, words and
+    embeddings, and who may read what.  With --repair all that can be made from the rest is made
+    again.  Documents that have to be added again are named.  No server may be using the library.
+    The exit code is 1 where something is wrong, with --repair where something still is.
+    """
+    config = load(config_path, data)
+    from gateway.reporting import Progress, printable
+    from retrieval.checking import check as look
+
+    with Progress() as progress:
+        checked = look(config.data_dir, repair, progress)
+    for what in dict.fromkeys(checked.found + checked.left):
+        click.echo(printable(what if what in checked.left else f"repaired: {what}"))
+    if not checked.found:
+        click.echo(f"{checked.documents} documents, nothing is wrong")
+    elif not repair:
+        click.echo("`refdesk check --repair` makes again what can be made from the rest")
+    return 1 if checked.left else 0

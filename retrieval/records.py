@@ -127,7 +127,7 @@ class ProgressEvent(Struct, frozen=True):
     done: int
     total: int
     source: str
-    state: Literal["parsing", "embedding", "added", "updated", "moved", "unchanged", "failed"]
+    state: Literal["parsing", "embedding", "added", "updated", "moved", "unchanged", "failed", "checking", "checked"]
     part: int = 0
     parts: int = 0
 
