@@ -49,17 +49,31 @@ def restore(backup: Path, data_dir: Path, replace: bool = False) -> int:
         fresh.unlink(missing_ok=True)
         count = _copied(backup, fresh)
         if there.exists():
-            # What is still in its log belongs to what is kept; a damaged one is kept as it is.
-            with closing(sqlite3.connect(there)) as db, contextlib.suppress(sqlite3.DatabaseError):
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            os.replace(there, data_dir / _KEPT)
+            _keep(there)
         for log in ("-wal", "-shm"):
             (data_dir / (DATABASE_FILE + log)).unlink(missing_ok=True)
+        sync_folder(data_dir)  # first: the old one's log would be taken for the new one's
         os.replace(fresh, there)
         sync_folder(data_dir)
         return count
     finally:
         lock.release()
+
+
+def _keep(there: Path) -> None:
+    """Give the library a second name, which stays when the first one goes to another file: at no moment is there none.
+    What is still in its log belongs to it; where it is too damaged for that, the log is kept, too."""
+    kept, log = there.with_name(_KEPT), there.with_name(there.name + "-wal")
+    kept_log, second = kept.with_name(kept.name + "-wal"), kept.with_name(kept.name + ".part")
+    kept_log.unlink(missing_ok=True)
+    second.unlink(missing_ok=True)
+    with closing(sqlite3.connect(there)) as db, contextlib.suppress(sqlite3.DatabaseError):
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    os.link(there, second)
+    os.replace(second, kept)
+    second.unlink(missing_ok=True)  # nothing happens to two names of the same file
+    if log.exists():
+        os.replace(log, kept_log)
 
 
 def _copied(source: Path, target: Path) -> int:

@@ -29,13 +29,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """The folder and those above it that are missing, durably."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 class DirectoryLock:
     """Exclusive hold of a data directory, given back by the kernel even when the process is killed."""
 
     def __init__(self, data_dir: Path):
         """Creates the directory if it is missing.  Raises StoreInUse or StoreError (unwritable_store)."""
         try:
-            data_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(data_dir)
             self._file = open(data_dir / "library.lock", "a")  # noqa: SIM115  held until release
         except OSError as error:
             raise StoreError(

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from retrieval.errors import QueueFull, StoreError
-from retrieval.files import write_atomically
+from retrieval.files import make_folder, write_atomically
 from retrieval.job_store import JobStore
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Incoming:
         """On the disk when it returns.  Raises QueueFull, and StoreError where it can't be written."""
         self._make_room(len(data))
         try:
-            self._folder.mkdir(exist_ok=True)
+            make_folder(self._folder)
             write_atomically(self._folder / job_id, data)
         except OSError as error:
             raise StoreError(
