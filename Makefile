@@ -18,7 +18,7 @@ help:
 	@echo "make bench-disturbance  what sharing documents does to answers"
 	@echo "make bench-retrieval  measure ranking, refusal, many passages, a long PDF, answers beside ingestion (half an hour)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
-	@echo "make soak           half an hour of mixed traffic with clients that leave"
+	@echo "make soak           300 kills, power lost at every write, then half an hour of mixed traffic with clients that leave"
 	@echo "make gpu-check      on a machine with a GPU: test and measure the kernels and the engine there"
 	@echo "make load           one minute of spiky traffic against a server of its own"
 
@@ -98,6 +98,7 @@ bench-warming: setup
 	@$(RUN) -m loadtests.warming
 
 soak: setup
+	@$(RUN) -m loadtests.kills
 	@$(RUN) -m loadtests.soak
 
 # Installs nothing: the Python that has torch with CUDA runs it.
