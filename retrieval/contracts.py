@@ -9,9 +9,9 @@ SQLite with indexes in memory (`store.Store`, `indexes.Indexes`) is one place.  
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from retrieval.access import Principal
 from retrieval.boxes import PageBoxes
 from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, SharedEmbedder
-from retrieval.records import Document, DocumentText, Passage
+from retrieval.job_store import Kept
+from retrieval.records import Document, DocumentText, Job, JobState, Passage
 from retrieval.search import Found, Question, StageTimer
 from retrieval.store import PassageRow, StoredVersion
 
@@ -109,3 +110,56 @@ class Finder(Protocol):
 
     def close(self) -> None:
         """What is being made goes on when the library is opened again."""
+
+
+class JobStore(Protocol):
+    """The queue of documents to be read, a row each (`jobs.Jobs`)."""
+
+    def add(self, kept: Kept, readers: Sequence[str]) -> None:
+        """Durable when it returns.  `readers` may read what comes of it."""
+
+    def take(self, kinds: Collection[str], now: float) -> Kept | None:
+        """The next one of these kinds that is due, which nobody else takes from here on."""
+
+    def next_due(self, kinds: Collection[str]) -> float | None:
+        """When to look for the next one, in seconds since 1970; None: when one is added."""
+
+    def change(self, job_id: str, among: Collection[JobState], **fields: Any) -> bool:
+        """Set fields of a job whose state is `among` these; whether it was."""
+
+    def cancel_elsewhere(self, job_id: str) -> bool:
+        """Cancel a job that another server reads; whether it is one."""
+
+    def recover(self, most_attempts: int) -> None:
+        """What was being read by a process that is gone is queued again, but what was so often has failed."""
+
+    def prune(self, most: int, before: str) -> list[str]:
+        """Forget those that ended before that moment, and all but the newest of those that ended; which."""
+
+    def job(self, principal: Principal, job_id: str) -> Kept | None: ...
+
+    def jobs(
+        self, principal: Principal, states: Collection[JobState], offset: int, limit: int
+    ) -> tuple[list[Job], int]: ...
+
+    def of_source(self, collection: str, source: str, owner: str) -> list[Job]: ...
+
+    def counts(self) -> dict[str, int]: ...
+
+    def with_bytes(self) -> list[tuple[str, JobState, int]]:
+        """(job id, state, bytes) of those for which bytes are kept, the oldest first."""
+
+
+class Incoming(Protocol):
+    """What was sent and is not read yet, by job."""
+
+    def keep(self, job_id: str, data: bytes) -> None:
+        """Durable when it returns.  Raises QueueFull, StoreError."""
+
+    def read(self, job_id: str) -> bytes:
+        """Raises OSError where it is not there."""
+
+    def discard(self, job_id: str) -> None: ...
+
+    def clean(self) -> None:
+        """Away with what no job knows of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from retrieval.errors import QueueFull, StoreError
@@ -22,7 +23,7 @@ class Incoming:
 
     def keep(self, job_id: str, data: bytes) -> None:
         """On the disk when it returns.  Raises QueueFull, and StoreError where it can't be written."""
-        self._make_room(len(data))
+        make_room(self._store, self._most_mb, len(data), self.discard)
         try:
             make_folder(self._folder)
             write_atomically(self._folder / job_id, data)
@@ -48,15 +49,16 @@ class Incoming:
             if file.name not in known:
                 self.discard(file.name)
 
-    def _make_room(self, size: int) -> None:
-        """The oldest of those that failed go for a new one; those that wait don't."""
-        kept = self._store.with_bytes()
-        room = self._most_mb * 1024 * 1024 - sum(each for *_, each in kept)
-        for job_id, state, each in kept:
-            if room >= size:
-                return
-            if state == "failed" and self._store.change(job_id, ("failed",), size=0):
-                self.discard(job_id)
-                room += each
-        if room < size:
-            raise QueueFull(self._most_mb)
+
+def make_room(store: JobStore, most_mb: int, size: int, discard: Callable[[str], None]) -> None:
+    """The oldest of those that failed go for a new one; those that wait don't.  Raises QueueFull."""
+    kept = store.with_bytes()
+    room = most_mb * 1024 * 1024 - sum(each for *_, each in kept)
+    for job_id, state, each in kept:
+        if room >= size:
+            return
+        if state == "failed" and store.change(job_id, ("failed",), size=0):
+            discard(job_id)
+            room += each
+    if room < size:
+        raise QueueFull(most_mb)

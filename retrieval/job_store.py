@@ -1,4 +1,7 @@
-"""Jobs as they are kept: a row each, beside the documents.  Another database would stand behind the same methods."""
+"""Jobs as they are kept: a row each, beside the documents.
+
+The SQL is what SQLite and PostgreSQL both understand: `postgres.jobs` is this one for several servers.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from retrieval.ingest import Into
 from retrieval.records import Job, JobState
 from retrieval.store import Store, marks
 
+FOUND, SENT, WAITED_FOR = 0, 1, 2  # how urgent: in a folder; by somebody; by somebody who waits
 RUNNING: tuple[JobState, ...] = ("parsing", "embedding")
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 
@@ -23,7 +27,7 @@ _JOB = (
     "job_id, kind, source, collection, owner, state, attempts, parts_read, parts, passages_embedded, passages, "
     "reason, code, document_id, created_at, updated_at, unread"
 )
-_KEPT = f"{_JOB}, wanted, urgency, size"
+KEPT = f"{_JOB}, wanted, urgency, size"
 
 
 class Kept(Struct):
@@ -39,6 +43,8 @@ class Kept(Struct):
 class JobStore:
     """All methods may be called from any thread."""
 
+    _access_row = staticmethod(access_row)
+
     def __init__(self, store: Store):
         self._store = store
 
@@ -46,14 +52,20 @@ class JobStore:
         """On the disk when it returns.  `readers` may read what comes of it."""
         job = kept.job
         with self._store.transaction() as db:
-            db.execute(
-                "INSERT INTO jobs (job_id, kind, source, collection, owner, access, wanted, urgency, size, state, "
-                "created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    *(job.job_id, job.kind, job.source, job.collection, job.owner, access_row(db, readers)),
-                    *(msgspec.json.encode(kept.into).decode(), kept.urgency, kept.size, job.state),
-                    *(job.created_at, job.updated_at),
-                ],
+            self._insert(
+                db,
+                job_id=job.job_id,
+                kind=job.kind,
+                source=job.source,
+                collection=job.collection,
+                owner=job.owner,
+                access=self._access_row(db, readers),
+                wanted=msgspec.json.encode(kept.into).decode(),
+                urgency=kept.urgency,
+                size=kept.size,
+                state=job.state,
+                created_at=job.created_at,
+                updated_at=job.updated_at,
             )
 
     def take(self, kinds: Collection[str], now: float) -> Kept | None:
@@ -70,10 +82,10 @@ class JobStore:
             # Versions of one source are read in the order in which they came, whoever waits for the last one.
             row = db.execute(
                 "UPDATE jobs SET state = 'parsing', attempts = attempts + 1, updated_at = ? WHERE id = (SELECT min(id) "
-                f"FROM jobs WHERE {queued} AND collection = ? AND source = ? AND owner = ?) RETURNING {_KEPT}",
+                f"FROM jobs WHERE {queued} AND collection = ? AND source = ? AND owner = ?) RETURNING {KEPT}",
                 [moment(), *kinds, *first],
             ).fetchone()
-        return _kept(row)
+        return kept_of(row)
 
     def next_due(self, kinds: Collection[str]) -> float | None:
         """When the next one may be taken, in seconds since 1970."""
@@ -95,20 +107,31 @@ class JobStore:
             )
             return found.rowcount == 1
 
+    def cancel_elsewhere(self, job_id: str) -> bool:
+        """Cancel a job that another server reads; whether it is one.  Nobody else reads what is in a data directory."""
+        return False
+
     def recover(self, most_attempts: int) -> None:
         """After a crash: what was being read is queued again, but what was so often has failed."""
         with self._store.transaction() as db:
-            db.execute(
-                "UPDATE jobs SET state = 'failed', code = 'interrupted', updated_at = ?, "
-                "reason = 'the server ended each time while it was read' "
-                f"WHERE state IN ({marks(RUNNING)}) AND attempts >= ?",
-                [moment(), *RUNNING, most_attempts],
-            )
-            db.execute(
-                "UPDATE jobs SET state = 'queued', due = 0, parts_read = 0, passages_embedded = 0, updated_at = ? "
-                f"WHERE state IN ({marks(RUNNING)})",
-                [moment(), *RUNNING],
-            )
+            self._recover(db, most_attempts)
+
+    def _recover(self, db: Any, most_attempts: int, lost: str = "", values: Sequence[Any] = ()) -> None:
+        """`lost`: a condition more on those that were being read, with its values."""
+        running = f"state IN ({marks(RUNNING)}) {lost}"
+        db.execute(
+            "UPDATE jobs SET state = 'failed', code = 'interrupted', updated_at = ?, "
+            f"reason = 'the server ended each time while it was read' WHERE {running} AND attempts >= ?",
+            [moment(), *RUNNING, *values, most_attempts],
+        )
+        db.execute(
+            "UPDATE jobs SET state = 'queued', due = 0, parts_read = 0, passages_embedded = 0, updated_at = ? "
+            f"WHERE {running}",
+            [moment(), *RUNNING, *values],
+        )
+
+    def _insert(self, db: Any, **fields: Any) -> None:
+        db.execute(f"INSERT INTO jobs ({', '.join(fields)}) VALUES ({marks(fields)})", list(fields.values()))
 
     def prune(self, most: int, before: str) -> list[str]:
         """Forget those that ended before that moment (ISO 8601), and all but the newest of those that ended; which."""
@@ -127,8 +150,8 @@ class JobStore:
         """None for one that is not there or not theirs to see."""
         seen, values = _seen_by(principal)
         with self._store.reading() as db:
-            row = db.execute(f"SELECT {_KEPT} FROM jobs WHERE job_id = ? AND {seen}", [job_id, *values]).fetchone()
-        return _kept(row) if row else None
+            row = db.execute(f"SELECT {KEPT} FROM jobs WHERE job_id = ? AND {seen}", [job_id, *values]).fetchone()
+        return kept_of(row) if row else None
 
     def jobs(
         self, principal: Principal, states: Collection[JobState], offset: int, limit: int
@@ -171,7 +194,7 @@ def moment() -> str:
 def _seen_by(principal: Principal) -> tuple[str, list[str]]:
     """Whose jobs somebody may see: their own, a steward also those of documents that they may read."""
     if principal.readers is None:
-        return "1", []
+        return "true", []
     seen, values = "(owner = ? AND owner <> '')", [principal.name]
     if principal.steward:
         readers = sorted(principal.readers)
@@ -188,6 +211,6 @@ def _job(row: Sequence[Any] | sqlite3.Row) -> Job:
     return Job(*fields, msgspec.json.decode(unread, type=list[str]))
 
 
-def _kept(row: Sequence[Any]) -> Kept:
+def kept_of(row: Sequence[Any]) -> Kept:
     *fields, wanted, urgency, size = row
     return Kept(_job(fields), msgspec.json.decode(wanted, type=Into), urgency, size)

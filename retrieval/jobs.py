@@ -24,6 +24,7 @@ from pathlib import Path
 
 from retrieval import ingest
 from retrieval.access import OPERATOR, Principal
+from retrieval.contracts import Incoming, JobStore, Store
 from retrieval.errors import (
     JobConflict,
     RetrievalError,
@@ -33,16 +34,13 @@ from retrieval.errors import (
     UnreadableFile,
 )
 from retrieval.fetching import fetch
-from retrieval.incoming import Incoming
 from retrieval.ingest import Into
-from retrieval.job_store import ENDED, RUNNING, JobStore, Kept, moment
+from retrieval.job_store import ENDED, FOUND, RUNNING, SENT, WAITED_FOR, Kept, moment
 from retrieval.records import Document, Job, JobState, ProgressEvent
 from retrieval.settings import RetrievalSettings
-from retrieval.store import Store
 
 log = logging.getLogger(__name__)
 
-FOUND, SENT, WAITED_FOR = 0, 1, 2  # how urgent: in a folder; by somebody; by somebody who waits
 ATTEMPTS = 3
 BACKOFF_SECONDS = (10.0, 60.0)  # before the second attempt, and the third
 KEPT, KEPT_DAYS = 1000, 30  # jobs that have ended
@@ -81,7 +79,8 @@ class _Progress:
         now = time.monotonic()
         if event.state != self._state or now - self._written >= PROGRESS_SECONDS:
             self._state, self._written = event.state, now
-            self._store.change(self._job_id, RUNNING, state=event.state, **self.counts)
+            if not self._store.change(self._job_id, RUNNING, state=event.state, **self.counts):
+                raise _Interrupted  # it was cancelled by another server
 
 
 class Jobs:
@@ -91,15 +90,15 @@ class Jobs:
         self,
         store: JobStore,
         documents: Store,
-        incoming: Path,
+        incoming: Incoming,
         settings: RetrievalSettings,
         read: Read,
         clock: Callable[[], float] = time.time,
     ):
-        """`incoming`: where uploads lie until they are read; `clock` in seconds since 1970."""
+        """`incoming` keeps uploads until they are read; `clock` in seconds since 1970."""
         self._store = store
         self._documents = documents
-        self._incoming = Incoming(incoming, store, settings.incoming_mb)
+        self._incoming = incoming
         self._settings = settings
         self._read = read
         self._clock = clock
@@ -297,7 +296,8 @@ class Jobs:
     def _cancel(self, job_id: str) -> bool:
         """Whether it had not ended."""
         self._cancelled.add(job_id)  # first, so that a run that begins now sees it
-        if self._store.change(job_id, ("queued",), state="cancelled", size=0):
+        queued = self._store.change(job_id, ("queued",), state="cancelled", size=0)
+        if queued or self._store.cancel_elsewhere(job_id):
             self._cancelled.discard(job_id)
             self._incoming.discard(job_id)
             self._deliver(job_id)

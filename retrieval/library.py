@@ -6,7 +6,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,15 @@ from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, Embedder, SentenceTransformerEmbedder, SharedEmbedder
 from retrieval.errors import RetrievalError, StoreError, UnknownCollection, UnknownDocument, UnreadableFile
 from retrieval.fetching import fetch
-from retrieval.files import DirectoryLock
 from retrieval.formats.parsed import title_from_name
-from retrieval.indexes import Indexes
-from retrieval.job_store import JobStore
 from retrieval.jobs import Jobs
+from retrieval.places import Place, open_place
 from retrieval.quoting import Quoter
 from retrieval.records import Document, IngestReport
 from retrieval.reranking import Reranker, open_reranker
 from retrieval.sandbox import Reader, Sandbox
 from retrieval.settings import RetrievalSettings
-from retrieval.store import Store, StoredVersion, passage_number
+from retrieval.store import StoredVersion, passage_number
 from retrieval.view import View
 from retrieval.watching import Watch, Watching
 
@@ -40,26 +37,23 @@ class Library:
 
     def __init__(
         self,
-        data_dir: Path,
-        lock: DirectoryLock,
-        store: Store,
+        place: Place,
         embedder: SharedEmbedder,
         settings: RetrievalSettings,
         reader: Reader | None,
-        earlier: Callable[[str], SharedEmbedder | None],
         reranker: Reranker | None,
     ):
         """Use `Library.open`."""
-        self._lock = lock
-        self._store = store
+        self._store = place.store
+        self._indexes = place.finder
+        self._close_place = place.close
         self._embedder = embedder
         self._settings = settings
         self._reranker = reranker
         self._sandbox = Sandbox(settings.read_seconds, settings.read_memory_mb)
         self._reader = reader or self._sandbox
         self._quoter = Quoter(embedder, self._passage_vectors, settings.sentence_cache, settings.support_floor)
-        self._indexes = Indexes(data_dir, store, embedder, settings.embedder, earlier, settings.lists_from)
-        self.jobs = Jobs(JobStore(store), store, data_dir / "incoming", settings, self._read_job)
+        self.jobs = Jobs(place.jobs, place.store, place.incoming, settings, self._read_job)
         self._watching: Watching | None = None
         self._ingesting = threading.Lock()
         self._closing = threading.Lock()
@@ -76,7 +70,8 @@ class Library:
         open_embedder: Callable[[str], Embedder] | None = None,
         reranker: Reranker | None = None,
     ) -> Library:
-        """Open (or create) the library under `data_dir` and hold it exclusively.
+        """Open (or create) the library under `data_dir` and hold it exclusively, or the one in the database that the
+        settings name, which others may have open, too.
 
         Files are read in a process of their own, where no other `reader` is given.  The model is found here but
         loaded by `warm` or by the first search.  Where the documents were embedded by another one, that is opened by
@@ -88,18 +83,7 @@ class Library:
         opener = open_embedder or (lambda name: SentenceTransformerEmbedder(name, settings.threads))
         shared = SharedEmbedder(embedder or opener(settings.embedder))
         reranker = reranker or open_reranker(settings)
-        lock = DirectoryLock(data_dir)
-        try:
-            store = Store(data_dir)
-            try:
-                earlier = partial(_earlier, store, shared, opener)
-                return cls(data_dir, lock, store, shared, settings, reader, earlier, reranker)
-            except BaseException:
-                store.close()
-                raise
-        except BaseException:
-            lock.release()
-            raise
+        return cls(open_place(data_dir, settings, shared, opener), shared, settings, reader, reranker)
 
     def __enter__(self) -> Library:
         return self
@@ -118,8 +102,7 @@ class Library:
         self.jobs.stop()
         with self._ingesting:  # a run that is on ends at its next commit, what it committed stays
             self._indexes.close()
-            self._store.close()
-            self._lock.release()
+            self._close_place()
         self._sandbox.close()
         self._quoter.forget()
         if self._reranker is not None:
@@ -142,7 +125,7 @@ class Library:
             _, passages = self._store.counts()
         except RetrievalError as error:
             return str(error)
-        if self._indexes.vectors is None and passages:
+        if passages and self._indexes.embedder is None:
             return "the vector index is not loaded"
         return None
 
@@ -335,20 +318,6 @@ class Library:
         numbers = {passage_id: passage_number(passage_id) for passage_id in passage_ids}
         known = self._store.vectors_of([n for n in numbers.values() if n is not None])
         return {passage_id: known[n] for passage_id, n in numbers.items() if n in known}
-
-
-def _earlier(
-    store: Store, wanted: SharedEmbedder, opener: Callable[[str], Embedder], identity: str
-) -> SharedEmbedder | None:
-    """The model that the stored vectors are of, if it can still be opened."""
-    if wanted.gives(identity):
-        return wanted
-    try:
-        found = SharedEmbedder(opener(store.opened_by)) if store.opened_by else None
-    except RetrievalError as error:
-        log.warning("%s, whose vectors are stored, can't be opened: %s", identity, error)
-        return None
-    return found if found is not None and found.gives(identity) else None
 
 
 def _given(values: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from retrieval import Library, RetrievalSettings
 from retrieval.formats import reading
+from retrieval.indexes import Indexes
 from tests.retrieval.hashing import HashingEmbedder
+from tests.retrieval.servers import NoServer, Server, serving
 
 SETTINGS = RetrievalSettings(relevance_floor=0.2)
 
@@ -30,15 +35,42 @@ def embedder() -> HashingEmbedder:
     return HashingEmbedder()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    if "place" in metafunc.fixturenames and "every_place" in marks and "sqlite" not in marks:
+        metafunc.parametrize("place", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    with ExitStack() as running:
+        try:
+            server = running.enter_context(serving())
+        except NoServer as error:
+            pytest.skip(str(error))
+        yield server
+
+
 @pytest.fixture
-def open_library(tmp_path: Path, embedder: HashingEmbedder) -> Iterator[Callable[..., Library]]:
+def place(request: pytest.FixtureRequest) -> Callable[[Path], str]:
+    """The setting `database` for a data directory: a test marked `every_place` runs over each kind of store."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return lambda data_dir: ""
+    server = request.getfixturevalue("postgres")
+    return functools.cache(lambda data_dir: server.new_place())
+
+
+@pytest.fixture
+def open_library(
+    tmp_path: Path, embedder: HashingEmbedder, place: Callable[[Path], str]
+) -> Iterator[Callable[..., Library]]:
     """Opens libraries, by default the same one; closes what a test leaves open."""
     opened: list[Library] = []
 
     def open_one(data_dir: Path = tmp_path / "data", **options: object) -> Library:
         options.setdefault("reader", reading)
         options.setdefault("embedder", embedder)
-        options.setdefault("settings", SETTINGS)
+        options["settings"] = replace(options.get("settings", SETTINGS), database=place(data_dir))
         opened.append(Library.open(data_dir, **options))
         return opened[-1]
 
@@ -71,6 +103,14 @@ def nothing_leaks(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[No
         return  # its own teardown closes later; tests of closing check for themselves
     assert set(threading.enumerate()) <= threads
     assert open_files(tmp_path) == []
+
+
+def with_vectors(library: Library) -> int:
+    """How many passages searches find by their vectors."""
+    finder = library._indexes
+    if isinstance(finder, Indexes):
+        return len(finder.vectors)
+    return len(library._store.vectors_of(range(1, 1000)))
 
 
 def open_files(folder: Path) -> list[str]:

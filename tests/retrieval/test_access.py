@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from retrieval import ANYBODY, Library, NotAllowed, Principal, UnknownCollection, UnknownDocument, UnknownPassage, View
 from retrieval.access import qualified
-from retrieval.formats import reading
-from tests.retrieval.conftest import SETTINGS
 from tests.retrieval.hashing import HashingEmbedder
+
+pytestmark = pytest.mark.every_place
 
 ADA = Principal.of("ada", ["hr"])
 BOB = Principal.of("bob", ["it"])
@@ -169,45 +169,52 @@ document = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.lists(document, min_size=1, max_size=12),
     query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=3),
     removed=st.sets(st.integers(0, 11), max_size=3),
 )
 def test_the_answer_over_all_is_the_answer_over_what_may_be_read(
-    documents: list, query: list[str], removed: set[int], tmp_path_factory: pytest.TempPathFactory
+    documents: list,
+    query: list[str],
+    removed: set[int],
+    tmp_path_factory: pytest.TempPathFactory,
+    open_library: Callable[..., Library],
 ):
     """Ids (by what they hold), order, scores, relevance, facets and quotes."""
 
-    def seen(who: Principal, given: list) -> tuple:
-        with Library.open(
-            tmp_path_factory.mktemp("data"), embedder=HashingEmbedder(), settings=SETTINGS, reader=reading
-        ) as library:
-            ids = [
-                library.ingest_bytes(f"{i}.txt", f"{' '.join(words)} {i}.".encode(), readers=readers).document_id
-                for i, (words, readers) in given
-            ]
-            for (i, _), document_id in zip(given, ids, strict=True):
-                if i in removed:
-                    library.whole.remove(document_id)
-            view = library.seen_by(who)
-            found = view.search(" ".join(query), top_k=5)
-            quotes = view.quotes(" ".join(query), found.passages, 2)
-            return (
-                [(p.source, p.text, p.score) for p in found.passages],
-                found.relevance,
-                found.facets,
-                [(quote.text, quote.similarity) for quote in quotes],
-                [each.source for each in view.documents()[0]],
-            )
+    def filled(given: list) -> Library:
+        library = open_library(tmp_path_factory.mktemp("data"), embedder=HashingEmbedder())
+        ids = [
+            library.ingest_bytes(f"{i}.txt", f"{' '.join(words)} {i}.".encode(), readers=readers).document_id
+            for i, (words, readers) in given
+        ]
+        for (i, _), document_id in zip(given, ids, strict=True):
+            if i in removed:
+                library.whole.remove(document_id)
+        return library
 
-    whole = list(enumerate(documents))
-    for who in (ADA, ANYBODY):
-        may = [(i, each) for i, each in whole if who.may_read(each[1])]
-        assert seen(who, whole) == seen(who, may)
+    def seen(who: Principal, library: Library) -> tuple:
+        view = library.seen_by(who)
+        found = view.search(" ".join(query), top_k=5)
+        quotes = view.quotes(" ".join(query), found.passages, 2)
+        return (
+            [(p.source, p.text, p.score) for p in found.passages],
+            found.relevance,
+            found.facets,
+            [(quote.text, quote.similarity) for quote in quotes],
+            [each.source for each in view.documents()[0]],
+        )
+
+    given = list(enumerate(documents))
+    with filled(given) as whole:
+        for who in (ADA, ANYBODY):
+            with filled([(i, each) for i, each in given if who.may_read(each[1])]) as part:
+                assert seen(who, whole) == seen(who, part)
 
 
+@pytest.mark.sqlite
 def test_an_older_store_stays_everybodys(tmp_path: Path, open_library: Callable[..., Library]):
     library = open_library()
     library.ingest_bytes("a.md", b"# Soup\n\nSoup is hot.")

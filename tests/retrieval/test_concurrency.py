@@ -7,8 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from retrieval import Library
 from retrieval.locks import PriorityLock, ReadWriteLock
+
+pytestmark = pytest.mark.every_place
 
 WAIT = 30  # seconds until a stuck test fails; never waited for
 

@@ -330,8 +330,8 @@ def test_nothing_that_was_acknowledged_is_lost_by_a_crash(open_library: Callable
 
 
 def crash(library: Library) -> None:
-    """Let go of the directory as the kernel would, and of nothing else."""
-    library._lock.release()
+    """Let go of the directory as the kernel would, and end nothing."""
+    library._close_place()
 
 
 def test_a_job_that_takes_the_server_with_it_does_so_three_times_at_most(open_library: Callable[..., Library]):

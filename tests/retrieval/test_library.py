@@ -22,9 +22,11 @@ from retrieval import (
 from retrieval.change import NewDocument, NewPassage
 from retrieval.embedding import SharedEmbedder
 from retrieval.pooling import passage_text
-from tests.retrieval.conftest import SETTINGS, open_files
+from tests.retrieval.conftest import SETTINGS, open_files, with_vectors
 from tests.retrieval.hashing import HashingEmbedder
 from tests.retrieval.making import zipped
+
+pytestmark = pytest.mark.every_place
 
 
 def test_a_folder_goes_in_and_is_found_again(library: Library, folder: Path):
@@ -92,7 +94,7 @@ def test_a_source_named_twice_is_one_document(library: Library):
     names = [("a", "A", "Zebras live in Africa.", "text/plain"), ("a", "A", "Copper melts.", "text/plain")]
     report = library.ingest_documents([*names, names[1]])
     assert (report.added, report.updated, report.unchanged, report.passages) == (["a"], ["a"], ["a"], 2)
-    assert len(library._indexes.vectors) == 1
+    assert with_vectors(library) == 1
     assert [passage.text for passage in library.whole.search("zebras in africa").passages] == ["Copper melts."]
 
 
@@ -102,7 +104,7 @@ def test_a_change_that_replaces_its_own_document_leaves_no_vector(library: Libra
     shared = library._indexes.embedder
     embedded = shared.encode_passages([passage_text("A", "", "one")])
     assert library._commit([(document, embedded), (document, embedded)], shared)
-    assert len(library._indexes.vectors) == 2 == library._store.counts()[1]
+    assert with_vectors(library) == 2 == library._store.counts()[1]
 
 
 def test_documents_are_listed_by_page_and_collection(library: Library):
@@ -208,6 +210,7 @@ def test_text_that_is_there_twice_is_shown_once(library: Library):
     assert len(library.whole.search("gate").passages) == 1
 
 
+@pytest.mark.sqlite
 def test_only_one_process_holds_a_data_directory(open_library: Callable[..., Library], tmp_path: Path):
     first = open_library()
     with pytest.raises(StoreInUse, match=str(tmp_path / "data")):
@@ -234,6 +237,7 @@ def test_close_lets_everything_go(open_library: Callable[..., Library], tmp_path
         assert refused.value.code == "closed_store"
 
 
+@pytest.mark.sqlite
 def test_a_store_of_a_newer_program_is_refused(open_library: Callable[..., Library], tmp_path: Path):
     open_library().close()
     with sqlite3.connect(tmp_path / "data" / "library.sqlite3") as database:
@@ -245,6 +249,7 @@ def test_a_store_of_a_newer_program_is_refused(open_library: Callable[..., Libra
     assert open_files(tmp_path) == []
 
 
+@pytest.mark.sqlite
 def test_a_damaged_store_says_so(open_library: Callable[..., Library], tmp_path: Path, folder: Path):
     library = open_library()
     library.ingest_paths([folder])

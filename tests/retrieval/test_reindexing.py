@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from retrieval import OPERATOR, Library, RetrievalSettings
+from retrieval.indexes import Indexes
 from retrieval.vectors import VectorIndex
+from tests.retrieval.conftest import with_vectors
 from tests.retrieval.hashing import HashingEmbedder
 
 QUESTIONS = {"how many days of leave": "Leave", "fire exits": "safety", "soup on mondays": "Canteen news"}
@@ -24,6 +26,15 @@ def filled(open_library: Callable[..., Library], folder: Path) -> Path:
     library.ingest_paths([folder])
     library.close()
     return folder
+
+
+def generations(library: Library) -> int:
+    """Of how many there are vectors."""
+    query = "SELECT DISTINCT generation FROM embeddings"
+    if isinstance(library._indexes, Indexes):
+        with library._store.reading() as database:
+            return len(database.execute(query).fetchall())
+    return len(library._store._rows(query))
 
 
 def finds(library: Library) -> bool:
@@ -44,6 +55,7 @@ class Held(HashingEmbedder):
             assert self.let.wait(30)
 
 
+@pytest.mark.every_place
 def test_the_old_model_serves_until_the_new_one_has_embedded_everything(
     filled: Path, open_library: Callable[..., Library], embedder: HashingEmbedder
 ):
@@ -56,7 +68,7 @@ def test_the_old_model_serves_until_the_new_one_has_embedded_everything(
     assert library.whole.search("where are bicycles parked").passages[0].title == "bicycles"
     new.let.set()
     library.settle()
-    assert (library._indexes.embedder.name, library._indexes.vectors.dim) == ("other", 48)
+    assert library._indexes.embedder.name == "other"
     assert finds(library)
     assert library.whole.search("where are bicycles parked").passages[0].title == "bicycles"
     library.close()
@@ -67,6 +79,7 @@ def test_the_old_model_serves_until_the_new_one_has_embedded_everything(
     assert again.encoded == len(QUESTIONS), "all was embedded before"
 
 
+@pytest.mark.every_place
 def test_words_serve_where_the_old_model_is_gone(filled: Path, open_library: Callable[..., Library]):
     new = Held(dim=48, name="other")
     library = open_library(embedder=new, open_embedder=lambda name: new)
@@ -78,14 +91,16 @@ def test_words_serve_where_the_old_model_is_gone(filled: Path, open_library: Cal
     library.ingest_bytes("bicycles.txt", b"Bicycles are parked behind the library.")  # by the new one
     library.settle()
     assert library._indexes.embedder.name == "other"
-    assert len(library._indexes.vectors) == 5
+    assert with_vectors(library) == 5
     assert finds(library)
 
 
+@pytest.mark.every_place
 def test_what_was_embedded_before_a_restart_is_kept(
     filled: Path, open_library: Callable[..., Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("retrieval.reindexing._PASSAGES", 1)
+    for module in ("retrieval.reindexing", "retrieval.postgres.reindexing"):
+        monkeypatch.setattr(f"{module}._PASSAGES", 1)
     new = Held(dim=48, name="other")
     library = open_library(embedder=new, open_embedder=lambda name: new)
     assert new.asked.wait(30)
@@ -139,6 +154,7 @@ def test_a_store_from_before_sentences_gets_them(filled: Path, open_library: Cal
     database.close()
 
 
+@pytest.mark.every_place
 def test_removed_and_changed_meanwhile(filled: Path, open_library: Callable[..., Library], embedder: HashingEmbedder):
     new = Held(dim=48, name="other")
     library = open_library(embedder=new, open_embedder=lambda name: embedder)
@@ -149,11 +165,9 @@ def test_removed_and_changed_meanwhile(filled: Path, open_library: Callable[...,
     library.ingest_paths([filled / "leave.md"])
     new.let.set()
     library.settle()
-    assert sorted(library._indexes.vectors.numbers()) == sorted(library._indexes.table.numbers)
+    assert with_vectors(library) == library._store.counts()[1]
     assert "forty" in library.whole.search("how many days of leave").passages[0].text
-    with sqlite3.connect(library._store._path) as database:
-        assert database.execute("SELECT DISTINCT generation FROM embeddings").fetchall() == [(2,)]
-    database.close()
+    assert generations(library) == 1
 
 
 def test_many_passages_are_put_in_lists(open_library: Callable[..., Library]):

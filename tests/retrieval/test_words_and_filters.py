@@ -15,6 +15,8 @@ from retrieval import Filters, Library
 from retrieval.lexical import K1, B, LexicalIndex, encode, words_of
 from retrieval.table import PassageFacts, PassageTable
 
+pytestmark = pytest.mark.every_place
+
 
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -156,6 +158,7 @@ def test_files_have_the_date_of_their_last_change(library: Library, tmp_path):
     assert found(since=date(1997, 5, 19), until=date(2024, 10, 4)) == ["new.txt", "old.txt"]
 
 
+@pytest.mark.sqlite
 def test_many_removals_make_the_columns_anew(library: Library, monkeypatch: pytest.MonkeyPatch):
     """Also where the stored words of a passage have been damaged since the start."""
     monkeypatch.setattr(PassageTable, "sparse", property(lambda table: True))
