@@ -105,6 +105,9 @@ class StoreInUse(RetrievalError):
         )
 
 
+MEND = "mend it by `refdesk check --repair`, restore it from a backup, or move it away and ingest again"
+
+
 class StoreError(RetrievalError):
     """`code` tells which: damaged_store, newer_store, closed_store, unwritable_store, bad_embedder."""
 

@@ -6,7 +6,7 @@ import secrets
 import sqlite3
 from collections.abc import Mapping
 
-from retrieval.errors import StoreError
+from retrieval.errors import MEND, StoreError
 
 SCHEMA_VERSION = 3
 
@@ -223,7 +223,7 @@ def read_meta(connection: sqlite3.Connection, where: str) -> dict[str, str]:
     StoreError (damaged_store) when that makes no sense."""
     meta = dict(connection.execute("SELECT key, value FROM meta"))
     if wrong := _wrong(meta):
-        raise StoreError(f"{where} is damaged ({wrong}): restore it from a backup, or move it away and ingest again")
+        raise StoreError(f"{where} is damaged ({wrong}): {MEND}")
     return meta
 
 

@@ -20,7 +20,7 @@ from retrieval import schema
 from retrieval.access import Principal
 from retrieval.boxes import PageBoxes
 from retrieval.change import Change, day_of
-from retrieval.errors import StoreError, UnknownDocument
+from retrieval.errors import MEND, StoreError, UnknownDocument
 from retrieval.records import Document, DocumentText, Passage
 from retrieval.table import PassageFacts
 
@@ -430,13 +430,11 @@ class Store:
             raise StoreError(
                 f"{self._path} can't be used: {error}; check free space and permissions", code="unwritable_store"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter where SQLite's message is no text
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"{self._path} is damaged ({error}): restore it from a backup, or move it away and ingest again"
-        )
+        return StoreError(f"{self._path} is damaged ({error}): {MEND}")
 
 
 _TAGS = "(SELECT group_concat(tag, char(10)) FROM tags WHERE document = d.id)"

@@ -207,6 +207,36 @@ def test_damaged_pages_ask_for_a_backup(data: Path, open_library: Callable[..., 
             assert answered(library.seen_by(ADA)) == QUESTIONS
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DROP TABLE meta",
+        "DROP TABLE documents",
+        "DROP TABLE embeddings",
+        "DROP TABLE passage_text",
+        "DROP INDEX tags_of_document",
+        "DROP TRIGGER passages_deleted",
+        "ALTER TABLE passages RENAME COLUMN document TO gone",
+    ],
+)
+def test_tables_that_are_gone_ask_for_a_backup(data: Path, damage: str):
+    run(data, damage)
+    (left,) = check(data, repair=True).left
+    assert "database is damaged" in left
+    assert "`refdesk restore FILE --replace`" in left
+
+
+def test_a_message_of_sqlite_that_is_no_text_is_damage_like_any(data: Path, open_library: Callable[..., Library]):
+    run(
+        data,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT), sql = 'CREATE INDE' WHERE name = 'tags_of_document'",
+    )
+    assert "database is damaged" in check(data).found[0]
+    with pytest.raises(StoreError, match="is damaged"):
+        open_library()
+
+
 def test_a_bit_that_falls_over_is_found_where_it_matters(
     data: Path, open_library: Callable[..., Library], folder: Path
 ):

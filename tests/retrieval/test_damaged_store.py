@@ -50,7 +50,9 @@ def test_damaged_tables_say_what_to_do(
     stored: Callable[[str], None], open_library: Callable[..., Library], tmp_path: Path, damage: str
 ):
     stored(damage)
-    with pytest.raises(StoreError, match="is damaged .*: restore it from a backup, or move it away") as refused:
+    with pytest.raises(
+        StoreError, match="is damaged .*: mend it by `refdesk check --repair`, restore it from a backup"
+    ) as refused:
         open_library()
     assert refused.value.code == "damaged_store"
     assert open_files(tmp_path) == []
