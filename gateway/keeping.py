@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.naming import DEFAULT_COLLECTION
 from gateway.options import Collection, Text, config_option, data_option, load, url_option
+
+if TYPE_CHECKING:
+    from gateway.config import Config
 
 
 @click.command()
@@ -251,10 +254,10 @@ def backup(file: Path, data: str | None, config_path: Path | None) -> None:
     FILE holds everything: documents, passages, embeddings, who may read what.  Bring it back by
     `refdesk restore FILE`.
     """
-    config = load(config_path, data)
+    data_dir = _folder(load(config_path, data))
     from retrieval.backup import back_up
 
-    count = back_up(config.data_dir, file)
+    count = back_up(data_dir, file)
     click.echo(f"{count} documents, {file.stat().st_size / 2**20:.1f} MiB in {file}")
 
 
@@ -265,11 +268,11 @@ def backup(file: Path, data: str | None, config_path: Path | None) -> None:
 @config_option
 def restore(file: Path, replace: bool, data: str | None, config_path: Path | None) -> None:
     """Make the library what FILE holds, a backup.  No server may be using it."""
-    config = load(config_path, data)
+    data_dir = _folder(load(config_path, data))
     from retrieval.backup import restore as bring_back
 
-    count = bring_back(file, config.data_dir, replace)
-    click.echo(f"{count} documents in {config.data_dir}")
+    count = bring_back(file, data_dir, replace)
+    click.echo(f"{count} documents in {data_dir}")
 
 
 @click.command()
@@ -284,12 +287,12 @@ def check(repair: bool, data: str | None, config_path: Path | None) -> int:
     again.  Documents that have to be added again are named.  No server may be using the library.
     The exit code is 1 where something is wrong, with --repair where something still is.
     """
-    config = load(config_path, data)
+    data_dir = _folder(load(config_path, data))
     from gateway.reporting import Progress, printable
     from retrieval.checking import check as look
 
     with Progress() as progress:
-        checked = look(config.data_dir, repair, progress)
+        checked = look(data_dir, repair, progress)
     for what in dict.fromkeys(checked.found + checked.left):
         click.echo(printable(what if what in checked.left else f"repaired: {what}"))
     if not checked.found:
@@ -297,3 +300,13 @@ def check(repair: bool, data: str | None, config_path: Path | None) -> int:
     elif not repair:
         click.echo("`refdesk check --repair` makes again what can be made from the rest")
     return 1 if checked.left else 0
+
+
+def _folder(config: Config) -> Path:
+    """Where the library lies.  Raises ClickException where it lies in a database server."""
+    if config.retrieval.database:
+        raise click.ClickException(
+            "documents are kept in PostgreSQL (retrieval.database): copy, bring back and check them by its own "
+            "pg_dump, pg_restore and pg_amcheck"
+        )
+    return config.data_dir

@@ -26,9 +26,9 @@ def open_library(data: Path) -> Library:
     return Library.open(data, embedder=HashingEmbedder(), reader=reading)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, command: str = "check") -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["check", *arguments])
+        cli.main([command, *arguments])
     out, err = capsys.readouterr()
     return ended.value.code or 0, out, err
 
@@ -69,3 +69,14 @@ def test_what_can_not_be_checked_is_an_error_of_its_own(data: Path, capsys: pyte
     code, _, err = run(capsys, "--data", str(data / "nowhere"))
     assert code == 2
     assert "no library" in err
+
+
+@pytest.mark.parametrize("command", ["backup", "restore", "check"])
+def test_a_library_in_a_database_server_is_kept_by_its_own_tools(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+):
+    monkeypatch.setenv("REFDESK_RETRIEVAL__DATABASE", "postgresql://localhost/desk")
+    code, _, err = run(capsys, *([] if command == "check" else [str(tmp_path / "copy")]), command=command)
+    assert code == 2
+    assert "pg_dump" in err
+    assert not (tmp_path / "copy").exists()
