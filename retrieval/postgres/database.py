@@ -40,15 +40,7 @@ class Database:
 
     def __init__(self, url: str, prepare: Callable[[Cursor, str], None]):
         """`prepare` makes the tables, within one transaction, before anything else.  Raises StoreError."""
-        try:
-            parts = conninfo_to_dict(url)
-        except psycopg.Error:
-            # Its message may quote a part of the password.
-            raise StoreError(
-                "the setting retrieval.database is no address of a PostgreSQL database: write "
-                "postgresql://USER@HOST/DATABASE, and in names and passwords %XX for what is neither letter nor digit",
-                code="bad_database",
-            ) from None
+        parts = _parts(url)
         self.name = f"the PostgreSQL database {parts.get('dbname', '')!r} at {parts.get('host', 'this machine')}"
         self._closed = False
         self._holding = threading.Lock()
@@ -196,6 +188,24 @@ def _lost(error: BaseException | None) -> bool:
 def _configure(connection: Connection[Any]) -> None:
     register_vector(connection)
     connection.adapters.register_dumper(str, _Text)
+
+
+def _parts(url: str) -> dict[str, Any]:
+    """Raises StoreError, which says nothing of what is there: a part of a password may be where it doesn't belong."""
+    scheme, found, rest = url.partition("://")
+    server, _, behind = rest.partition("/")
+    if found and scheme in ("postgresql", "postgres") and server.count("@") < 2 and "@" not in behind:
+        try:
+            parts = conninfo_to_dict(url)
+        except psycopg.Error:
+            parts = {}
+        if parts and all(port.isdigit() for port in str(parts.get("port", "")).split(",") if port):
+            return parts
+    raise StoreError(
+        "the setting retrieval.database is no address of a PostgreSQL database: write "
+        "postgresql://USER@HOST/DATABASE, and in names and passwords %XX for what is neither letter nor digit",
+        code="bad_database",
+    )
 
 
 def _keys(parts: dict[str, Any], *names: str) -> dict[str, Any]:

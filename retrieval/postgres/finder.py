@@ -204,8 +204,9 @@ def _near(db: Cursor, state: State, vector: np.ndarray, count: int, seen: _Seen)
     few = seen.numbers is not None or seen.passages <= EXACT or seen.passages * SHARE < seen.all
     if not few and state.dim is not None and state.dim <= MOST_INDEXED:
         db.execute(
-            f"SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = {min(1000, 2 * count)}; "
-            f"SET LOCAL hnsw.max_scan_tuples = {_SCANNED}; SET LOCAL hnsw.scan_mem_multiplier = 8"
+            "SELECT set_config('hnsw.iterative_scan', 'strict_order', true), set_config('hnsw.ef_search', %s, true), "
+            "set_config('hnsw.max_scan_tuples', %s, true), set_config('hnsw.scan_mem_multiplier', '8', true)",
+            [str(min(1000, 2 * count)), str(_SCANNED)],
         )
         rows = db.execute(
             "SELECT e.passage FROM embeddings e JOIN documents d ON d.id = e.document "

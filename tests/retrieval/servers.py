@@ -45,10 +45,11 @@ class Server:
         return f"{self.url}&options=-csearch_path%3D{schema},public"
 
     def crash(self) -> None:
-        """As it were killed: nothing is written any more."""
+        """As if it were killed: nothing is written any more."""
         process = self._running.get_postmaster_info().process
-        os.kill(process.pid, signal.SIGQUIT)
-        process.wait(30)
+        if process.is_running():
+            os.kill(process.pid, signal.SIGQUIT)
+            process.wait(30)
 
     def start(self) -> None:
         self._running.ensure_postgres_running()
