@@ -107,12 +107,13 @@ class Disk:
         for change in self._pending:
             if rng.random() < names_chance:
                 _rename(names, change)
+        left = {file: file.after_loss(rng, bytes_chance) for file in names.values() if isinstance(file, _File)}
         found = {}
         for path, file in names.items():
             folders = [str(parent) for parent in Path(path).parents if parent.is_relative_to(self._folder)][:-1]
             # The memory map of SQLite's -shm isn't written down, and is nothing after a crash.
             if isinstance(file, _File) and all(each in names for each in folders) and not path.endswith("-shm"):
-                found[os.path.relpath(path, self._folder)] = file.after_loss(rng, bytes_chance)
+                found[os.path.relpath(path, self._folder)] = left[file]  # the same by each of its names
         return found
 
     def follow(self, kind: str, inode: int, offset: int, data: bytes) -> None:
