@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from loadtests.postgres_server import NoServer, Server, serving
 from retrieval import Library, RetrievalSettings
 from retrieval.formats import reading
 from retrieval.indexes import Indexes
 from tests.retrieval.hashing import HashingEmbedder
-from tests.retrieval.servers import NoServer, Server, serving
 
 SETTINGS = RetrievalSettings(relevance_floor=0.2)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from loadtests.postgres_server import Server
 from retrieval import ANYBODY, OPERATOR, Library, Principal, StoreError, UnknownDocument
 from retrieval.change import NewDocument, NewPassage
 from retrieval.embedding import Embedded, SharedEmbedder
@@ -19,7 +20,6 @@ from retrieval.formats import reading
 from retrieval.search import Question, StageTimer
 from tests.retrieval.conftest import SETTINGS, open_files
 from tests.retrieval.hashing import HashingEmbedder
-from tests.retrieval.servers import Server
 from tests.retrieval.test_reindexing import QUESTIONS, Held, finds, generations
 
 WAIT = 30

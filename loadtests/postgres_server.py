@@ -1,4 +1,4 @@
-"""A PostgreSQL server with pgvector for a test session, in a folder of its own."""
+"""A PostgreSQL server with pgvector for tests and load tests, in a folder of its own that goes with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 # Without syncs it is fast, and a crash of the server alone loses nothing by that.  That commits aren't waited for by
 # default makes a crash lose what we don't ask to be waited for.
-_SETTINGS = """
+FOR_TESTS = """
 fsync = off
 full_page_writes = off
 synchronous_commit = off
@@ -56,8 +56,8 @@ class Server:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    """Raises NoServer."""
+def serving(settings: str = FOR_TESTS) -> Iterator[Server]:
+    """With lines of postgresql.conf.  Raises NoServer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -69,8 +69,8 @@ def serving() -> Iterator[Server]:
         try:
             running = get_server(folder, cleanup_mode="delete", start=False)
             running.ensure_pgdata_inited()
-            with open(Path(folder) / "postgresql.conf", "a") as settings:
-                settings.write(_SETTINGS)
+            with open(Path(folder) / "postgresql.conf", "a") as file:
+                file.write(settings)
             running.start()
         except Exception as error:
             raise NoServer(f"PostgreSQL doesn't start: {error}") from error
