@@ -222,6 +222,7 @@ class Jobs:
                 if kept is not None:
                     self._run(kept)
                     continue
+                self._deliver_ended()
                 due = self._store.next_due(kinds)
             except Exception:  # the queue goes on, whatever it was
                 log.exception("the queue of jobs is in trouble")
@@ -306,6 +307,12 @@ class Jobs:
             self._cancelled.discard(job_id)
             return False
         return True
+
+    def _deliver_ended(self) -> None:
+        """Those that another server has cancelled."""
+        for job_id in list(self._outcomes):
+            if self.job(OPERATOR, job_id).state in ENDED:
+                self._deliver(job_id)
 
     def _deliver(self, job_id: str, error: BaseException | None = None) -> None:
         """Tell whoever waits for it how it ended."""

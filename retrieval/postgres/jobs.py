@@ -68,13 +68,14 @@ class JobStore(job_store.JobStore):
             row = db.execute(
                 "UPDATE jobs SET state = 'parsing', attempts = attempts + 1, runner = %(me)s, updated_at = %(moment)s "
                 "WHERE id = (SELECT j.id FROM jobs j CROSS JOIN LATERAL (SELECT min(s.id) AS first, "
-                "max(s.urgency) AS urgency, min(s.due) AS due, bool_or(s.state <> 'queued') AS running FROM jobs s "
+                "max(s.urgency) AS urgency, min(s.due) AS due, bool_or(s.state <> 'queued') AS running, "
+                "(array_agg(s.id ORDER BY s.urgency DESC, s.id))[1] AS urgent FROM jobs s "
                 "WHERE s.source = j.source AND s.collection = j.collection AND s.owner = j.owner "
                 "AND (s.state = 'queued' OR s.state = ANY(%(running)s))) same "
                 "WHERE j.state = 'queued' AND j.kind = ANY(%(kinds)s) AND (j.home = %(me)s OR (j.kind <> 'file' "
                 "AND (j.urgency < %(waited_for)s OR j.home NOT IN (SELECT number FROM servers)))) "
                 "AND j.id = same.first AND NOT same.running AND same.due <= %(now)s "
-                f"ORDER BY same.urgency DESC, j.id LIMIT 1) RETURNING {KEPT}",
+                f"ORDER BY same.urgency DESC, same.urgent LIMIT 1) RETURNING {KEPT}",
                 {
                     "me": self._number,
                     "moment": moment(),

@@ -13,10 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 from loadtests.postgres_server import Server
-from retrieval import ANYBODY, OPERATOR, Library, Principal, StoreError, UnknownDocument
+from retrieval import ANYBODY, OPERATOR, Job, JobConflict, Library, Principal, StoreError, UnknownDocument
 from retrieval.change import NewDocument, NewPassage
 from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.formats import reading
+from retrieval.ingest import Into
+from retrieval.job_store import ENDED
 from retrieval.search import Question, StageTimer
 from tests.retrieval.conftest import SETTINGS, open_files
 from tests.retrieval.hashing import HashingEmbedder
@@ -109,6 +111,98 @@ def test_one_embeds_anew_and_the_others_follow(
     assert generations(old) == 1
     old.ingest_bytes("boats.txt", b"Boats lie on the river.")
     assert titles(first, "boats on the river")[0] == "boats"
+
+
+# jobs
+
+
+def ended(library: Library, job: Job) -> Job:
+    while (job := library.jobs.job(OPERATOR, job.job_id)).state not in ENDED:
+        threading.Event().wait(0.01)
+    return job
+
+
+def test_a_job_is_read_by_any_server_and_told_by_all(two: tuple[Library, Library]):
+    one, other = two
+    jobs = [one.jobs.add_upload(f"{i}.md", f"# {i}\n\nGate {i} is red.".encode(), Into("default")) for i in range(6)]
+    other.jobs.start()
+    for job in jobs:
+        done = ended(one, job)
+        assert (done.state, done.attempts) == ("done", 1)
+    assert one.jobs.jobs(OPERATOR) == other.jobs.jobs(OPERATOR)
+    assert one.whole.documents()[1] == 6
+    assert one._store._rows("SELECT count(*) FROM incoming") == [(0,)]
+
+
+def test_a_file_is_read_where_it_lies_and_what_is_waited_for_where_it_is_waited_for(
+    two: tuple[Library, Library], tmp_path: Path
+):
+    one, other = two
+    (tmp_path / "a.md").write_text("# A\n\nHello.")
+    for each in (one, other):
+        each._store._database.hold(each.jobs._store._number)  # as when it has started
+    file = one.jobs.add_file(tmp_path / "a.md", Into("default"))
+    waited = one.jobs.add_upload("b.md", b"# B\n\nHello.", Into("default"), waited_for=True)
+    plain = one.jobs.add_upload("c.md", b"# C\n\nHello.", Into("default"))
+    kinds = ("upload", "file")
+    assert other.jobs._store.take(kinds, 1e12).job.job_id == plain.job_id
+    assert other.jobs._store.take(kinds, 1e12) is None
+    one._store._database._holder.close()  # gone, as far as anybody can tell
+    assert other.jobs._store.take(kinds, 1e12).job.job_id == waited.job_id
+    assert other.jobs._store.take(kinds, 1e12) is None
+    assert one.jobs._store.take(kinds, 1e12).job.job_id == file.job_id
+
+
+def test_versions_of_one_source_are_read_one_at_a_time(two: tuple[Library, Library]):
+    one, other = two
+    for version in range(2):
+        one.jobs.add_upload("a.md", f"# A\n\nHello {version}.".encode(), Into("default"))
+    for each in (one, other):
+        each._store._database.hold(each.jobs._store._number)
+    first = one.jobs._store.take(("upload",), 1e12)
+    assert other.jobs._store.take(("upload",), 1e12) is None
+    one.jobs._store.change(first.job.job_id, ("parsing",), state="done")
+    assert other.jobs._store.take(("upload",), 1e12) is not None
+
+
+def test_what_a_server_that_is_gone_was_reading_another_one_reads(two: tuple[Library, Library]):
+    one, other = two
+    job = one.jobs.add_upload("a.md", b"# A\n\nHello.", Into("default"))
+    assert one.jobs._store.take(("upload",), 1e12).job.job_id == job.job_id
+    other.jobs._store.recover(3)
+    assert other.jobs._store.take(("upload",), 1e12) is None, "it is being read"
+    one._store._database._holder.close()
+    other.jobs.start()
+    done = ended(other, job)
+    assert (done.state, done.attempts) == ("done", 2)
+
+
+def test_a_job_is_cancelled_at_any_server(
+    two: tuple[Library, Library], embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("retrieval.jobs.PROGRESS_SECONDS", 0.0)
+    one, other = two
+    asked, let = threading.Event(), threading.Event()
+
+    def wait(texts: object) -> None:
+        asked.set()
+        assert let.wait(WAIT)
+
+    embedder.before_encode = wait
+    one.jobs.start()
+    text = "\n\n".join(f"Paragraph {i} tells of gates. " * 12 for i in range(60))
+    job = one.jobs.add_upload("a.md", text.encode(), Into("default"), waited_for=True)
+    outcome = one.jobs.outcome(job.job_id)
+    queued = one.jobs.add_upload("b.md", b"# B\n\nHello.", Into("default"), waited_for=True)
+    assert asked.wait(WAIT)
+    also = one.jobs.outcome(queued.job_id)
+    assert other.jobs.cancel(OPERATOR, queued.job_id).state == "cancelled"
+    assert other.jobs.cancel(OPERATOR, job.job_id).state == "cancelled"
+    let.set()
+    for each in (outcome, also):
+        with pytest.raises(JobConflict, match="was cancelled"):
+            each.result(WAIT)
+    assert one.whole.documents()[1] == 0
 
 
 # a server that goes
