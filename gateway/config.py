@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.naming import DEFAULT_COLLECTION, collection_name
-from inference import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig
+from inference import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig, TritonConfig
 from retrieval import RetrievalSettings, Watch
 from retrieval.ingest import Into
 
@@ -35,7 +35,7 @@ PREFIX = "REFDESK_"
 FILE_NAME = "refdesk.toml"
 # Read by the command line itself, not settings of a server.
 NOT_SETTINGS = {"REFDESK_CONFIG", "REFDESK_URL"}
-BACKENDS = {"engine": EngineConfig, "scripted": ScriptedConfig, "openai": OpenAIConfig}
+BACKENDS = {"engine": EngineConfig, "scripted": ScriptedConfig, "openai": OpenAIConfig, "triton": TritonConfig}
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]

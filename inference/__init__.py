@@ -15,7 +15,7 @@ from inference.backend import (
     TokenLogprob,
     Usage,
 )
-from inference.config import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig
+from inference.config import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig, TritonConfig
 from inference.errors import (
     BackendError,
     BadUpstream,
@@ -60,6 +60,7 @@ __all__ = [
     "TextPrompt",
     "TimedOut",
     "TokenLogprob",
+    "TritonConfig",
     "Unavailable",
     "UnknownModel",
     "Usage",
@@ -79,7 +80,7 @@ def open_backend(config: BackendConfig) -> Backend:
             from inference.scripted import ScriptedBackend
 
             return ScriptedBackend(config)
-        case OpenAIConfig():
-            from inference.openai_remote import OpenAIBackend
+        case OpenAIConfig() | TritonConfig():
+            from inference.remote import open_remote
 
-            return OpenAIBackend(config)
+            return open_remote(config)

@@ -11,6 +11,8 @@ from inference.prompt import DocumentOrder, DocumentReuse
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+DialectName = Literal["generic", "vllm", "trtllm", "sglang", "llamacpp"]  # explained in inference/BACKENDS.md
+FlavourName = Literal["trtllm", "llmapi", "vllm"]
 Eviction = Literal["gdsf", "lru"]  # explained in inference/engine/eviction.py
 
 
@@ -87,16 +89,49 @@ class ScriptedConfig(
 class OpenAIConfig(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="openai", forbid_unknown_fields=True
 ):
-    """Any server with OpenAI's API.  Timeouts are seconds."""
+    """Any server with OpenAI's API.  Timeouts are seconds.
+
+    `dialect` says what kind of server it is, so that it is asked for what it can do and for nothing else; `model` may
+    be left out where the server has one only.  `tokenizer`, a Hugging Face folder or id or a `.gguf` file, counts
+    prompts where the server can't.  `priority`: the server schedules by priorities (vLLM's `--scheduling-policy
+    priority`, SGLang's `--enable-priority-scheduling`, TensorRT-LLM's `waiting_queue_policy: priority`).
+    """
 
     base_url: str
-    model: str
+    model: str = ""
+    dialect: DialectName = "generic"
     api_key: str | None = None
     connect_timeout: Seconds = 5.0
     first_token_timeout: Seconds = 60.0
     token_timeout: Seconds = 30.0
     max_context_tokens: Count | None = None
     continues_reply: bool = False
+    tokenizer: str = ""
+    priority: bool = False
 
 
-BackendConfig = EngineConfig | ScriptedConfig | OpenAIConfig
+class TritonConfig(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="triton", forbid_unknown_fields=True
+):
+    """A model behind NVIDIA's Triton Inference Server.  Timeouts are seconds.
+
+    `flavour`: "trtllm" is TensorRT-LLM's ensemble (or its `tensorrt_llm_bls`), "llmapi" its LLM API backend, "vllm" the
+    vLLM backend.  `tokenizer`: the model's, a Hugging Face folder or id or a `.gguf` file; Triton takes text, so the
+    chat template is applied here.  `text_mode`: whether each response holds what is new ("delta") or all so far
+    ("cumulative"), where it isn't the flavour's usual way.  `streams` false is for models that aren't decoupled.
+    """
+
+    base_url: str
+    model: str
+    flavour: FlavourName
+    tokenizer: str
+    api_key: str | None = None
+    connect_timeout: Seconds = 5.0
+    first_token_timeout: Seconds = 60.0
+    token_timeout: Seconds = 30.0
+    max_context_tokens: Count | None = None
+    text_mode: Literal["delta", "cumulative"] | None = None
+    streams: bool = True
+
+
+BackendConfig = EngineConfig | ScriptedConfig | OpenAIConfig | TritonConfig

@@ -22,8 +22,8 @@ from inference import (
     Usage,
     open_backend,
 )
-from inference.openai_remote import normalise_base_url
-from inference.openai_wire import read_error, retry_after_seconds
+from inference.remote.openai import normalise_base_url
+from inference.remote.refusals import read_error, retry_after_seconds
 from tests.inference.conformance import (
     BackendConformance,
     Case,
