@@ -135,8 +135,8 @@ class Change:
         self._set(embedder=identity, dim=dim, opened_by=opened_by, generation=generation, next_embedder=None)
 
     def sweep(self) -> None:
-        """Away with the embeddings of the generation that served before; after the commit that changed it, since it
-        waits for searches."""
+        """Away with the embeddings of the generation that served before; after the commit that changed it, which waits
+        for nobody."""
         drop_vectors(self._db, self.state.generation - 1)
 
     # inside

@@ -170,6 +170,8 @@ class Database:
             return StoreError(f"{self.name} can't be written: {said}", code="unwritable_store")
         if isinstance(error, psycopg.errors.DiskFull | psycopg.errors.OutOfMemory):
             return StoreError(f"{self.name} can't be written: {said}; check its free space", code="unwritable_store")
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            return StoreError(f"{self.name} is busy: {said}; try again", code="busy_store")
         if isinstance(error, PoolTimeout) or _lost(error):
             return StoreError(
                 f"{self.name} can't be reached: {said}; check that the server runs, and the setting retrieval.database",

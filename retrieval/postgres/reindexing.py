@@ -58,7 +58,7 @@ class Reindexing:
                     elif self._embed_all():
                         return
             except StoreError as error:
-                if error.code not in ("unreachable_store", "closed_store"):
+                if error.code not in ("unreachable_store", "closed_store", "busy_store"):
                     log.error("vectors can't be made anew: %s", error)
                     return
             except Exception:
@@ -73,6 +73,7 @@ class Reindexing:
         with self._database.write() as db:
             change = Change(db)
             if not differs(change.state, embedder):
+                change.sweep()  # what its maker had no time for
                 return True
             if change.state.next_embedder != maker_of(embedder):
                 change.begin_generation(maker_of(embedder), embedder.dim)

@@ -64,7 +64,7 @@ CREATE TABLE documents (
     text text NOT NULL,
     access integer NOT NULL REFERENCES access (id)
 );
-CREATE INDEX documents_by_access ON documents (access);
+CREATE INDEX documents_by_access ON documents (access) INCLUDE (id, passages, words);
 CREATE INDEX documents_by_content ON documents (content_hash);
 CREATE TABLE tags (
     tag text NOT NULL,
@@ -213,9 +213,12 @@ def index_vectors(db: Cursor, generation: int, dim: int) -> None:
 
 
 def drop_vectors(db: Cursor, generation: int) -> None:
-    """All embeddings of a generation, with their index."""
+    """All embeddings of a generation, with their index, whose going waits for whoever reads; searches would wait behind
+    it, so it is given up (StoreError, busy_store) where that takes long, as while a copy of the database is made."""
     db.execute("DELETE FROM embeddings WHERE generation = %s", [generation])
+    db.execute("SET LOCAL lock_timeout = '1s'")
     db.execute(f"DROP INDEX IF EXISTS embeddings_{generation}")
+    db.execute("SET LOCAL lock_timeout = DEFAULT")
 
 
 def _check_server(db: Cursor, name: str) -> None:

@@ -36,7 +36,7 @@ class Store:
         self._database.close()
 
     def counts(self) -> tuple[int, int]:
-        return self._rows("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM passages)")[0]
+        return self._rows("SELECT count(*), coalesce(sum(passages), 0)::bigint FROM documents")[0]
 
     def collections(self, principal: Principal) -> list[str]:
         seen, values = seen_by(principal)

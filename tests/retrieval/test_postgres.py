@@ -113,6 +113,20 @@ def test_one_embeds_anew_and_the_others_follow(
     assert titles(first, "boats on the river")[0] == "boats"
 
 
+def test_old_vectors_go_once_nobody_reads_them(open_library: Open, folder: Path, embedder: HashingEmbedder):
+    """A copy of the database (pg_dump) reads for as long as it takes, and searches must not wait for that."""
+    library = open_library()
+    library.ingest_paths([folder])
+    with library._store._database.reading() as reader:
+        reader.execute("SELECT count(*) FROM embeddings")
+        new = open_library(embedder=HashingEmbedder(dim=48, name="other"), open_embedder=lambda name: embedder)
+        while new._indexes.embedder.name != "other":
+            assert finds(new)
+        assert generations(new) == 2
+    new.settle()
+    assert generations(new) == 1
+
+
 # jobs
 
 
