@@ -84,10 +84,10 @@ def main() -> int:
     data = pdf_of(pages)
     with tempfile.TemporaryDirectory() as folder, Library.open(Path(folder)) as library:
         library.warm()
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         document = library.ingest_bytes("long.pdf", data)
         found = library.whole.search(pages[-1][0], top_k=1).passages
-        seconds = time.monotonic() - began
+        seconds, worked = time.monotonic() - began, time.process_time() - worked
         peak = peak_mb(library._sandbox._process.pid)
         assert found
         assert found[0].page == PAGES, found[0]
@@ -106,7 +106,8 @@ def main() -> int:
         "| what | measured | at most |",
         "|---|---:|---:|",
         f"| until it is searchable | {seconds:.1f} s | {BAR_SECONDS} s |",
-        f"| of that reading the file, in its process | {read_seconds:.1f} s | |",
+        f"| processor time of that, but for reading: of all cores, mostly for embedding | {worked:.1f} s | |",
+        f"| reading the file, in its process | {read_seconds:.1f} s | |",
         f"| memory of that process | {peak:.0f} MiB | {BAR_MB} MB |",
         f"| boxes of its {document.characters} characters | {boxes_bytes / 2**20:.1f} MiB | |",
     ]
@@ -119,6 +120,7 @@ def main() -> int:
         "characters": document.characters,
         "passages": document.passages,
         "searchable_seconds": round(seconds, 1),
+        "processor_seconds": round(worked, 1),
         "reading_seconds": round(read_seconds, 1),
         "reader_peak_mib": round(peak),
         "boxes_bytes": boxes_bytes,
