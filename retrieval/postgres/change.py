@@ -60,15 +60,19 @@ class Change:
             ).fetchone()
         (row,) = old  # type: ignore[misc]
         numbers = self._numbers(len(document.passages))
+        parts = [(document.title, each.heading, each.text) for each in document.passages]
+        counted = [(number, *lexical.encode(*each)) for number, each in zip(numbers, parts, strict=True)]
         self._copy(
-            "passages (id, document, ordinal, starts, ends, page, title, heading, text)",
+            "passages (id, document, ordinal, starts, ends, page, title, heading, text, words, found)",
             (
-                (number, row, ordinal, each.start, each.end, each.page, document.title, each.heading, each.text)
-                for ordinal, (number, each) in enumerate(zip(numbers, document.passages, strict=True))
+                (number, row, ordinal, each.start, each.end, each.page, *texts, length, words.tsvector(*texts))
+                for ordinal, (each, texts, (number, length, _)) in enumerate(
+                    zip(document.passages, parts, counted, strict=True)
+                )
             ),
         )
+        put_postings(self._db, row, counted)
         self.set_embeddings(list(zip(numbers, [row] * len(numbers), embedded, strict=True)), generation)
-        count_words(self._db, row)
         self._copy(
             "page_boxes",
             (
@@ -159,7 +163,7 @@ class Change:
 
 
 def count_words(db: Cursor, row: int) -> None:
-    """Put, or put again, the words of a document's passages in their indexes."""
+    """Put the words of a document's passages in their indexes again."""
     passages = db.execute(
         "SELECT id, title, heading, text FROM passages WHERE document = %s ORDER BY id", [row]
     ).fetchall()
@@ -171,11 +175,16 @@ def count_words(db: Cursor, row: int) -> None:
             for (number, length, _), (_, *parts) in zip(counted, passages, strict=True)
         ],
     )
-    db.execute("UPDATE documents SET words = %s WHERE id = %s", [sum(length for _, length, _ in counted), row])
     db.execute("DELETE FROM postings WHERE document = %s", [row])
-    with db.copy("COPY postings (word, document, passages) FROM STDIN") as copy:
-        for word, packed in words.postings(counted).items():
-            copy.write_row((word, row, packed))
+    put_postings(db, row, counted)
+
+
+def put_postings(db: Cursor, row: int, counted: Sequence[tuple[int, int, bytes]]) -> None:
+    """(number, length, codes) of the passages of a document that has none yet."""
+    db.execute("UPDATE documents SET words = %s WHERE id = %s", [sum(length for _, length, _ in counted), row])
+    with db.copy("COPY postings (word, document, part, passages) FROM STDIN") as copy:
+        for word, part, packed in words.postings(counted):
+            copy.write_row((word, row, part, packed))
 
 
 def access_row(db: Cursor, readers: Sequence[str]) -> int:

@@ -23,14 +23,16 @@ from retrieval.postgres.change import Change
 from retrieval.postgres.database import Database
 from retrieval.postgres.reindexing import Reindexing, differs, maker_of
 from retrieval.postgres.schema import MOST_INDEXED, State, read_state
-from retrieval.postgres.store import found, seen_by
+from retrieval.postgres.store import found, readable_by
 from retrieval.search import Found, Question, StageTimer, found_passages
 
 # Among so few all vectors are compared; so they are where fewer than one in so many may be seen, since an index would
 # look at many that may not.
-EXACT = 20_000
-SHARE = 16
-_SCANNED = 400_000  # vectors that the index may look at until it has found enough that may be seen
+EXACT = 10_000
+SHARE = 50
+_SCANNED = (
+    20_000  # vectors that the index may look at; where that doesn't find enough that may be seen, all are compared
+)
 
 Earlier = Callable[[str, str | None], SharedEmbedder | None]
 
@@ -160,8 +162,9 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, db: Cursor, principal: Principal, question: Question) -> _Seen:
         filters, collection = question.filters, question.collection
-        seen, values = seen_by(principal)
-        conditions = [seen]
+        # The rows of `access` are named, not looked for within the query: only so is it planned well.
+        readable, values = readable_by(db, principal)
+        conditions = [readable]
         collections = [collection] if collection is not None else list(filters.collections)
         for condition, wanted in (
             ("d.collection = ANY(%s)", collections),
@@ -205,7 +208,7 @@ def _near(db: Cursor, state: State, vector: np.ndarray, count: int, seen: _Seen)
     if not few and state.dim is not None and state.dim <= MOST_INDEXED:
         db.execute(
             "SELECT set_config('hnsw.iterative_scan', 'strict_order', true), set_config('hnsw.ef_search', %s, true), "
-            "set_config('hnsw.max_scan_tuples', %s, true), set_config('hnsw.scan_mem_multiplier', '8', true)",
+            "set_config('hnsw.max_scan_tuples', %s, true), set_config('enable_sort', 'off', true)",  # the index, then
             [str(min(1000, 2 * count)), str(_SCANNED)],
         )
         rows = db.execute(
@@ -214,6 +217,7 @@ def _near(db: Cursor, state: State, vector: np.ndarray, count: int, seen: _Seen)
             f"ORDER BY e.vector::halfvec({state.dim}) <#> %s::halfvec({state.dim}) LIMIT %s",
             [*seen.values, vector, count],
         ).fetchall()
+        db.execute("SET LOCAL enable_sort = on")
         if len(rows) >= min(count, seen.passages):
             return [number for (number,) in rows]
     among, values = "", []

@@ -20,7 +20,8 @@ MOST_INDEXED = 4000  # numbers of a halfvec in an HNSW index
 # too long, is found by its hash.
 #
 # `postings` say for each word, by its code (`lexical.code_of`), and each document with it, in which of its passages it
-# stands and how often: what ranking by words counts, of what may be seen, without reading passages.  `found` has the
+# stands and how often: what ranking by words counts, of what may be seen, without reading passages.  Their index has
+# all that they have, so that those of one word are read side by side: for that they are vacuumed early.  `found` has the
 # same words where they stand, for what must be in a passage: phrases and beginnings of words.
 _TABLES = """
 CREATE TABLE refdesk (
@@ -92,17 +93,18 @@ CREATE TABLE passages (
     title text NOT NULL,
     heading text NOT NULL,
     text text NOT NULL,
-    words integer NOT NULL DEFAULT 0,
-    found tsvector
+    words integer NOT NULL,
+    found tsvector NOT NULL
 );
 CREATE INDEX passages_of_document ON passages (document, ordinal);
 CREATE INDEX passages_found ON passages USING gin (found) WITH (fastupdate = off);
 CREATE TABLE postings (
     word bigint NOT NULL,
     document bigint NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+    part integer NOT NULL,
     passages bytea NOT NULL,
-    PRIMARY KEY (word, document)
-);
+    PRIMARY KEY (word, document, part) INCLUDE (passages)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.02);
 CREATE INDEX postings_of_document ON postings (document);
 CREATE TABLE embeddings (
     passage bigint NOT NULL REFERENCES passages (id) ON DELETE CASCADE,

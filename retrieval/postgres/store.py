@@ -24,6 +24,7 @@ _DOCUMENT = (
 _PASSAGE = (
     "p.id, d.document_id, d.title, d.source, p.heading, p.page, p.starts, p.ends, p.text, d.collection, d.media_type"
 )
+_ACCESS = "SELECT DISTINCT access FROM access_readers WHERE reader = ANY(%s) ORDER BY 1"
 
 
 class Store:
@@ -106,10 +107,7 @@ class Store:
     def access_of(self, principal: Principal) -> list[int] | None:
         if principal.readers is None:
             return None
-        rows = self._rows(
-            "SELECT DISTINCT access FROM access_readers WHERE reader = ANY(%s) ORDER BY 1", [sorted(principal.readers)]
-        )
-        return [access for (access,) in rows]
+        return [access for (access,) in self._rows(_ACCESS, [sorted(principal.readers)])]
 
     def passages(self, principal: Principal, numbers: Sequence[int]) -> dict[int, PassageRow]:
         seen, values = seen_by(principal)
@@ -180,6 +178,14 @@ def seen_by(principal: Principal) -> tuple[str, list[Any]]:
     if principal.readers is None:
         return "true", []
     return "d.access IN (SELECT access FROM access_readers WHERE reader = ANY(%s))", [sorted(principal.readers)]
+
+
+def readable_by(db: Cursor, principal: Principal) -> tuple[str, list[Any]]:
+    """The same by the rows of `access` that there are at the moment of this transaction."""
+    if principal.readers is None:
+        return "true", []
+    rows = db.execute(_ACCESS, [sorted(principal.readers)])
+    return "d.access = ANY(%s::integer[])", [[access for (access,) in rows]]
 
 
 def _document(row: Sequence[Any]) -> Document:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -18,19 +18,23 @@ from retrieval import lexical
 from retrieval.lexical import K1, B, words_of
 
 POSTING = np.dtype([("passage", "<i8"), ("length", "<i4"), ("weight", "u1")])
+MOST = 128  # passages of one document in one posting: an entry of a btree has at most 2.7 kB
 _APART = 10  # words between title, heading and text, which no phrase spans
 _PHRASE = re.compile(r'"(.*)"(\*?)')
 
 
-def postings(passages: Iterable[tuple[int, int, bytes]]) -> dict[int, bytes]:
-    """By word what is stored of a document; `passages` are (number, length, codes as `lexical.encode` makes them)."""
+def postings(passages: Iterable[tuple[int, int, bytes]]) -> Iterator[tuple[int, int, bytes]]:
+    """(word, part, posting) as they are stored of a document; `passages` are (number, length, codes as `lexical.encode`
+    makes them)."""
     by_word: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for number, length, codes in passages:
         count = len(codes) // 5
         words = np.frombuffer(codes, dtype="<u4", count=count).tolist()
         for word, weight in zip(words, codes[4 * count :], strict=True):
             by_word[word].append((number, length, weight))
-    return {word: np.array(found, dtype=POSTING).tobytes() for word, found in by_word.items()}
+    for word, found in by_word.items():
+        for start in range(0, len(found), MOST):
+            yield word, start, np.array(found[start : start + MOST], dtype=POSTING).tobytes()
 
 
 def tsvector(title: str, heading: str, text: str) -> str:
