@@ -30,9 +30,7 @@ from retrieval.search import Found, Question, StageTimer, found_passages
 # look at many that may not.
 EXACT = 10_000
 SHARE = 50
-_SCANNED = (
-    20_000  # vectors that the index may look at; where that doesn't find enough that may be seen, all are compared
-)
+_SCANNED = 20_000  # vectors that the index may look at; all are compared where it finds too few that may be seen
 
 Earlier = Callable[[str, str | None], SharedEmbedder | None]
 

