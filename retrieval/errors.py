@@ -109,7 +109,8 @@ MEND = "mend it by `refdesk check --repair`, restore it from a backup, or move i
 
 
 class StoreError(RetrievalError):
-    """`code` tells which: damaged_store, newer_store, closed_store, unwritable_store, bad_embedder."""
+    """`code` tells which: damaged_store, newer_store, closed_store, unwritable_store, unreachable_store, busy_store,
+    bad_database, bad_embedder."""
 
     code = "damaged_store"
 

@@ -48,7 +48,9 @@ PROGRESS_SECONDS = 0.5  # between two that are written down
 TROUBLE_SECONDS = 5.0  # until what can't be written is tried again
 
 # What may have passed when it is tried again: a server or a disk in trouble, a file that was being written.
-MAY_PASS = frozenset(("url_failed", "parser_crashed", "file_changing", "unwritable_store"))
+MAY_PASS = frozenset(
+    ("url_failed", "parser_crashed", "file_changing", "unwritable_store", "unreachable_store", "busy_store")
+)
 
 Read = Callable[[ingest.Candidate, Into, ingest.Progress], tuple[Document, list[str]]]
 

@@ -27,6 +27,14 @@ _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL jit = off"
 _WRITE = f"BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_advisory_xact_lock({WRITING})"
 
 
+_BUSY = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+)
+
+
 class _Text(StrDumperUnknown):
     """PostgreSQL keeps no NUL: the mark for what can't be shown stands for it, in what is stored and what is asked."""
 
@@ -170,7 +178,7 @@ class Database:
             return StoreError(f"{self.name} can't be written: {said}", code="unwritable_store")
         if isinstance(error, psycopg.errors.DiskFull | psycopg.errors.OutOfMemory):
             return StoreError(f"{self.name} can't be written: {said}; check its free space", code="unwritable_store")
-        if isinstance(error, psycopg.errors.LockNotAvailable):
+        if isinstance(error, _BUSY):
             return StoreError(f"{self.name} is busy: {said}; try again", code="busy_store")
         if isinstance(error, PoolTimeout) or _lost(error):
             return StoreError(
