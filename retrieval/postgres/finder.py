@@ -110,11 +110,13 @@ class Finder:
         identity = state.embedder
         if not state.filled or identity is None:
             return self._wanted
-        if self._wanted.gives(identity) and self._wanted.dim_at_hand in (None, state.dim):
-            return self._wanted
-        if identity not in self._others:
-            self._others[identity] = self._earlier(identity, state.opened_by)
-        return self._others[identity]
+        if self._wanted.gives(identity):
+            found = self._wanted
+        else:
+            if identity not in self._others:
+                self._others[identity] = self._earlier(identity, state.opened_by)
+            found = self._others[identity]
+        return found if found is not None and found.dim_at_hand in (None, state.dim) else None
 
     def _check_dim(self, state: State, embedder: SharedEmbedder) -> None:
         """A model that is loaded late was known by its name alone."""

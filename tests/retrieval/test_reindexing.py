@@ -96,6 +96,21 @@ def test_words_serve_where_the_old_model_is_gone(filled: Path, open_library: Cal
 
 
 @pytest.mark.every_place
+def test_words_serve_where_a_model_of_the_same_name_gives_other_vectors(
+    filled: Path, open_library: Callable[..., Library]
+):
+    new = Held(dim=48)
+    library = open_library(embedder=new, open_embedder=lambda name: new)
+    assert new.asked.wait(30)
+    assert library._indexes.embedder is None
+    assert finds(library)
+    new.let.set()
+    library.settle()
+    assert library._indexes.embedder is not None
+    assert finds(library)
+
+
+@pytest.mark.every_place
 def test_what_was_embedded_before_a_restart_is_kept(
     filled: Path, open_library: Callable[..., Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

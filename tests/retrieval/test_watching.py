@@ -13,9 +13,12 @@ import pytest
 from retrieval import OPERATOR, Library
 from retrieval import watching as watching_module
 from retrieval.ingest import Into, is_gone, path_of, printable
+from retrieval.search import Question, StageTimer
 from retrieval.watching import Folder, Watch
 from tests.retrieval.hashing import HashingEmbedder
 from tests.retrieval.test_jobs import Clock, until
+
+pytestmark = pytest.mark.every_place
 
 HERE = Into("default")
 
@@ -116,9 +119,11 @@ def test_what_is_moved_keeps_its_id_and_is_not_embedded_again(
     assert (moved.title, moved.source) == ("evacuation plan", str(folder / "house" / "evacuation plan.txt"))
     assert library.whole.document(after["absence.md"]).document.title == "Leave", "that stands in the file"
     assert library.whole.passage(passage.passage_id).text == passage.text, "citations stay"
-    words = library._indexes.words
-    found = {word: len(words.search([word], library._indexes.table["alive"], 9)) for word in ("evacu", "safeti")}
-    assert found == {"evacu": 1, "safeti": 0}
+    timer = StageTimer(lambda: 0.0, ("vectors", "text"))
+    by_words = {
+        word: len(library._indexes.find(OPERATOR, Question(None, [word]), 9, timer)) for word in ("evacu", "safeti")
+    }
+    assert by_words == {"evacu": 1, "safeti": 0}
     assert library.whole.search('"evacuation plan"').passages[0].document_id == moved.document_id
     assert library.whole.search('"safety"').passages == []
 
