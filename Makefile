@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check -q
 RUN = .venv/bin/python
 
-.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-retrieval load soak clean
+.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-ingest bench-retrieval load soak clean
 
 help:
 	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-disturbance  what sharing documents does to answers"
 	@echo "make bench-retrieval  measure ranking, refusal, many passages, a long PDF, answers beside ingestion (half an hour)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
+	@echo "make bench-ingest  whether answers come later while documents are read, and how fast those are read"
 	@echo "make soak           300 kills, power lost at every write, then half an hour of mixed traffic with clients that leave"
 	@echo "make gpu-check      on a machine with a GPU: test and measure the kernels and the engine there"
 	@echo "make load           one minute of spiky traffic against a server of its own"
@@ -93,6 +94,9 @@ bench-sharing: setup
 
 bench-disturbance: setup
 	@$(RUN) -m loadtests.disturbance
+
+bench-ingest: setup
+	@$(RUN) -m loadtests.ingest_beside
 
 bench-warming: setup
 	@$(RUN) -m loadtests.warming

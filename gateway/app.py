@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from litestar import Litestar, Request, Router
@@ -27,6 +27,7 @@ from retrieval import Library, Principal
 logger = logging.getLogger("gateway.access")
 
 VERSION = "0.1.0"
+ANSWERING = frozenset({"/v1/answers", "/v1/chat/completions", "/v1/completions"})
 METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS"})
 
 
@@ -117,16 +118,17 @@ class App(Litestar):
                 completed = True
             await send(message)
 
+        desk = self.state.desk
         try:
-            await super().__call__(scope, receive, framed_send)
+            with desk.serving() if scope["path"] in ANSWERING else nullcontext():
+                await super().__call__(scope, receive, framed_send)
         finally:
             seconds = time.perf_counter() - arrived
             shown = str(status if completed else errors.CLIENT_CLOSED_REQUEST)
             route = scope.get("path_template") or "unmatched"
-            metrics = self.state.desk.metrics
             method = scope["method"] if scope["method"] in METHODS else "other"
-            metrics.requests.labels(method, route, shown).inc()
-            metrics.durations.labels(route).observe(seconds)
+            desk.metrics.requests.labels(method, route, shown).inc()
+            desk.metrics.durations.labels(route).observe(seconds)
             logger.info("%s %s %s %.3fs %s%s", scope["method"], route, shown, seconds, own_id, _client_id(scope))
 
 

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -116,6 +117,10 @@ class Desk:
             if not health.ready:
                 reasons.append(f"model: {health.detail or 'not ready'}")
         return reasons
+
+    def serving(self) -> AbstractContextManager[None]:
+        """While somebody is answered; what is read for nobody in particular stands back."""
+        return self._library.serving() if self._library is not None else contextlib.nullcontext()
 
     def notices(self) -> list[str]:
         """What whoever runs this should know, though requests are answered."""

@@ -7,7 +7,10 @@ import importlib.util
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,7 +20,9 @@ from retrieval.errors import EmbedderMissing, StoreError
 from retrieval.locks import PriorityLock
 from retrieval.pooling import PassageText, packed, pooled
 
-BULK_BATCH = 8  # texts per turn: about 0.25 s on two cores, the longest a query waits for an ingest
+BULK_BATCH = 8  # texts per turn of bulk work, at most
+BULK_SECONDS = 0.12  # such a turn where people are served, since a query waits for its end
+FEWEST = 2  # texts per turn all the same
 URGENT_BATCH = 32
 QUERIES_KEPT = 64
 
@@ -223,10 +228,11 @@ class SharedEmbedder:
     two forward passes at once would only fight for the same cores.
     """
 
-    def __init__(self, embedder: Embedder):
+    def __init__(self, embedder: Embedder, clock: Callable[[], float] = time.perf_counter):
         self._embedder = embedder
         self._pools = bool(getattr(embedder, "pools_sentences", False))
-        self._turn = PriorityLock()
+        self._turn = PriorityLock(clock)
+        self._bulk = FEWEST  # texts in a turn where people are served, learnt from how long the last one took
         self._queries: dict[str, np.ndarray] = {}
         self._queries_lock = threading.Lock()
 
@@ -270,32 +276,42 @@ class SharedEmbedder:
     def encode_passages(self, passages: Sequence[PassageText]) -> list[Embedded]:
         """For ingestion: small turns, each behind whoever waits."""
         embedded: list[Embedded | None] = [None] * len(passages)
-        for rows in _batches([passage.text for passage in passages], BULK_BATCH):
+        for rows in _batches([passage.text for passage in passages], self._bulk_size):
             some = [passages[i] for i in rows]
             with self._turn.bulk():
                 if self._pools:
                     vectors, sentences = self._embedder.encode_passages(some)  # type: ignore[attr-defined]
                 else:
                     vectors, sentences = self._embedder.encode([each.text for each in some]), None
+            fitting = int(len(rows) * BULK_SECONDS / max(self._turn.bulk_seconds, 1e-6))
+            self._bulk = max(FEWEST, min(fitting, 2 * self._bulk, BULK_BATCH))
             vectors = _checked(vectors, len(rows), self.dim, self.name)
             for at, i in enumerate(rows):
                 embedded[i] = Embedded(vectors[at], packed(sentences[at]) if sentences else b"")
         return embedded  # type: ignore[return-value]
 
+    def _bulk_size(self) -> int:
+        return self._bulk if self._turn.serves else BULK_BATCH
+
+    def serving(self) -> AbstractContextManager[None]:
+        """While somebody is answered, who needs the cores."""
+        return self._turn.serving()
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """For someone who waits: float32 [len(texts), dim]."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        for rows in _batches(texts, URGENT_BATCH):
+        for rows in _batches(texts, lambda: URGENT_BATCH):
             with self._turn.urgent():
                 part = self._embedder.encode([texts[i] for i in rows])
             vectors[rows] = _checked(part, len(rows), self.dim, self.name)
         return vectors
 
 
-def _batches(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+def _batches(texts: Sequence[str], size: Callable[[], int]) -> Iterator[list[int]]:
     """Alike lengths together: a batch is padded to its longest text."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    return (order[start : start + size] for start in range(0, len(order), size))
+    order = iter(sorted(range(len(texts)), key=lambda i: len(texts[i])))
+    while rows := list(islice(order, size())):
+        yield rows
 
 
 def _checked(vectors: Any, count: int, dim: int, name: str) -> Vectors:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,10 @@ class Library:
         assert self._watching is None
         self._watching = Watching(self, watches)
         self._watching.start()
+
+    def serving(self) -> AbstractContextManager[None]:
+        """While somebody is answered: documents are embedded a little at a time then."""
+        return self._embedder.serving()
 
     def notices(self) -> list[str]:
         """What whoever runs this should know, in words, though searches are answered."""

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 
 from inference import (
@@ -198,6 +199,9 @@ class FakeLibrary:
 
     def health(self) -> str | None:
         return self.trouble
+
+    def serving(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def notices(self) -> list[str]:
         return []

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from retrieval import Library
-from retrieval.locks import PriorityLock, ReadWriteLock
+from retrieval.embedding import BULK_BATCH, SharedEmbedder
+from retrieval.locks import REST, PriorityLock, ReadWriteLock
+from retrieval.pooling import PassageText
+from tests.retrieval.hashing import HashingEmbedder
 
 pytestmark = pytest.mark.every_place
 
@@ -116,6 +119,56 @@ def test_people_go_before_bulk_work():
         person.result(WAIT)
         worker.result(WAIT)
     assert order == ["urgent", "bulk"]
+
+
+def test_bulk_work_stands_back_while_people_are_served():
+    moments = iter((0.0, WAIT / REST, 0.0, 0.0))
+    lock, order = PriorityLock(lambda: next(moments)), []
+
+    def bulk() -> None:
+        with lock.bulk():
+            order.append("bulk")
+
+    bulk()  # which took so long that it has to rest now
+    with ThreadPoolExecutor(1) as pool:
+        with lock.serving(), lock.serving():
+            worker = pool.submit(bulk)
+            while not lock._changed._waiters:
+                pass
+            with lock.urgent():
+                order.append("urgent")
+        worker.result(WAIT)
+    assert order == ["bulk", "urgent", "bulk"]
+
+
+def test_bulk_work_gets_on_though_people_are_served_all_the_time():
+    lock = PriorityLock(lambda: 0.0)
+    with lock.serving():
+        for _ in range(3):
+            with lock.bulk():
+                pass
+
+
+@pytest.mark.parametrize(("seconds_each", "texts"), [(0.03, 4), (1.0, 2), (0.001, BULK_BATCH)])
+def test_a_turn_of_bulk_work_is_short_whatever_the_model_once_people_are_served(seconds_each: float, texts: int):
+    now, turns = 0.0, []
+
+    def before(some) -> None:
+        nonlocal now
+        turns.append(len(some))
+        now += seconds_each * len(some)
+
+    embedder = HashingEmbedder()
+    embedder.before_encode = before
+    shared, passages = SharedEmbedder(embedder, lambda: now), [PassageText(f"text {i}", []) for i in range(100)]
+    shared.encode_passages(passages)
+    assert set(turns[:-1]) == {BULK_BATCH}
+    turns.clear()
+    with shared.serving():
+        pass
+    shared.encode_passages(passages)
+    assert turns[1] == max(turns) == texts
+    assert sum(turns) == 100
 
 
 def test_a_waiting_writer_is_not_starved_by_readers():

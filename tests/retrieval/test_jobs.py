@@ -152,8 +152,8 @@ def test_how_far_it_is_is_told_page_by_page_and_batch_by_batch(library: Library,
     assert total is not None
     assert total > 40
     assert seen[:3] == [("parsing", done, 3, 0, None) for done in range(3)]
-    assert seen[3:7] == [("embedding", 3, 3, 0, total)] * 4, "a turn of the embedder's has 8 passages"
-    assert seen[7] == ("embedding", 3, 3, 32, total)
+    assert {each[:3] for each in seen[3:]} == {("embedding", 3, 3)}
+    assert [each[3:] for each in dict.fromkeys(seen[3:])] == [(done, total) for done in range(0, total, 32)]
     assert (job.state, job.parts_read, job.passages_embedded) == ("done", 3, total)
 
 
