@@ -66,7 +66,7 @@ def refdesk(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    for talkative in ("httpx", "faiss.loader", "sentence_transformers"):
+    for talkative in ("httpx", "faiss.loader", "sentence_transformers", "watchfiles"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
 
 

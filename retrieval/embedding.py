@@ -273,10 +273,16 @@ class SharedEmbedder:
                     del self._queries[next(iter(self._queries))]
         return known
 
-    def encode_passages(self, passages: Sequence[PassageText]) -> list[Embedded]:
-        """For ingestion: small turns, each behind whoever waits."""
+    def encode_passages(
+        self, passages: Sequence[PassageText], tell: Callable[[int, int], None] = lambda done, of: None
+    ) -> list[Embedded]:
+        """For ingestion: small turns, each behind whoever waits.  Before each and at the end `tell` hears how many are
+        done, of how many; what it raises ends this."""
         embedded: list[Embedded | None] = [None] * len(passages)
+        done = 0
         for rows in _batches([passage.text for passage in passages], self._bulk_size):
+            tell(done, len(passages))
+            done += len(rows)
             some = [passages[i] for i in rows]
             with self._turn.bulk():
                 if self._pools:
@@ -288,6 +294,7 @@ class SharedEmbedder:
             vectors = _checked(vectors, len(rows), self.dim, self.name)
             for at, i in enumerate(rows):
                 embedded[i] = Embedded(vectors[at], packed(sentences[at]) if sentences else b"")
+        tell(done, len(passages))
         return embedded  # type: ignore[return-value]
 
     def _bulk_size(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -22,16 +22,14 @@ from retrieval.fetching import Fetched
 from retrieval.formats import progress as reading
 from retrieval.formats.media_types import PARSER_VERSION, is_readable_name
 from retrieval.formats.parsed import Parsed
-from retrieval.pooling import PassageText, passage_text
+from retrieval.pooling import passage_text
 from retrieval.records import IngestReport, ProgressEvent
 from retrieval.sandbox import Reader
 from retrieval.settings import RetrievalSettings
 from retrieval.splitting import SPLITTER_VERSION, split
 from retrieval.store import StoredVersion
 
-# Passages committed together, which is few syncs and little to do again after a crash, and embedded between two looks
-# at whether to go on.
-_GROUP_PASSAGES = 32
+_GROUP_PASSAGES = 32  # passages embedded and committed together: few syncs, and little to do again after a crash
 
 # Bytes that are no UTF-8 come from the file system as lone surrogates; the mark for them stands for itself, too.
 _NOT_PRINTABLE = re.compile("[\ud800-\udfff\ufffd]")
@@ -196,7 +194,8 @@ class Ingestion:
         ]
         while True:
             embedder = self._embedder()
-            embedded = iter(self._embed(embedder, texts, pending[-1].document.source))
+            tell = partial(self._tell, pending[-1].document.source, "embedding")
+            embedded = iter(embedder.encode_passages(texts, tell))
             batch = [(each.document, list(islice(embedded, len(each.document.passages)))) for each in pending]
             if self._commit(batch, embedder):  # else another model has come into its place meanwhile
                 break
@@ -204,15 +203,6 @@ class Ingestion:
             self._report.passages += len(each.document.passages)
             (self._report.updated if each.known else self._report.added).append(each.document.source)
             self._settle(each.document.source, "updated" if each.known else "added")
-
-    def _embed(self, embedder: SharedEmbedder, texts: Sequence[PassageText], source: str) -> list[Embedded]:
-        """Telling of each few how far it is, which is also when it may be ended."""
-        embedded: list[Embedded] = []
-        for start in range(0, len(texts), _GROUP_PASSAGES):
-            self._tell(source, "embedding", start, len(texts))
-            embedded += embedder.encode_passages(texts[start : start + _GROUP_PASSAGES])
-        self._tell(source, "embedding", len(texts), len(texts))
-        return embedded
 
     def _settle(self, source: str, state: str) -> None:
         self._done += 1

@@ -223,9 +223,9 @@ class Library:
     def notices(self) -> list[str]:
         """What whoever runs this should know, in words, though searches are answered."""
         gone = self._watching.troubles if self._watching else 0
-        return [f"{gone} of the watched folders are gone or empty, their documents stay: the log names them"] * bool(
-            gone
-        )
+        if not gone:
+            return []
+        return [f"watched folders that are gone or empty: {gone}; their documents stay, the log names them"]
 
     def sources(self, into: ingest.Into, path: Path) -> set[str]:
         return self._store.sources(into.collection, into.owner, ingest.printable(str(path)))

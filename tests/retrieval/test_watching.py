@@ -321,7 +321,7 @@ def test_events_are_followed_as_they_come(open_library: Callable[..., Library], 
     library.jobs.start()
     library.watch([Watch(folder, HERE, sweep_seconds=1e9), Watch(folder.with_name("none"), HERE)])
     until(lambda: len(documents(library)) == 4)
-    assert "1 of the watched folders" in library.notices()[0]
+    assert "gone or empty: 1" in library.notices()[0]
     kept = documents(library)["safety.txt"]
 
     (folder / "new").mkdir()
@@ -335,7 +335,7 @@ def test_events_are_followed_as_they_come(open_library: Callable[..., Library], 
     until(lambda: len(documents(library)) == 3)
 
     folder.rename(folder.with_name("away"))
-    until(lambda: "2 of the watched folders" in library.notices()[0])
+    until(lambda: "gone or empty: 2" in library.notices()[0])
     (folder.with_name("away") / "leave.md").unlink()
     shutil.copytree(folder.with_name("away"), folder)
     until(lambda: len(documents(library)) == 2)
