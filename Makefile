@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check -q
 RUN = .venv/bin/python
 
-.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-ingest bench-retrieval load soak clean
+.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-ingest bench-retrieval bench-postgres load soak clean
 
 help:
 	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-sharing  what each way of sharing documents saves, who waits for whom, what answers lose (an hour)"
 	@echo "make bench-disturbance  what sharing documents does to answers"
 	@echo "make bench-retrieval  measure ranking, refusal, many passages, a long PDF, answers beside ingestion (half an hour)"
+	@echo "make bench-postgres  two servers over one PostgreSQL, and searching 100,000 passages in it (half an hour)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make bench-ingest  whether answers come later while documents are read, and how fast those are read"
 	@echo "make soak           300 kills, power lost at every write, then half an hour of mixed traffic with clients that leave"
@@ -84,6 +85,10 @@ bench-retrieval: setup
 	@$(RUN) -m loadtests.many_passages
 	@$(RUN) -m loadtests.passage_blocks
 	@$(RUN) -m loadtests.long_pdf
+
+bench-postgres: setup
+	@$(RUN) -m loadtests.two_gateways
+	@$(RUN) -m loadtests.in_postgres
 
 bench-sharing: setup
 	@$(RUN) -m loadtests.sharing
