@@ -79,6 +79,8 @@ class ScriptedBackend:
         metrics["prompt_tokens_total"] += prompt_tokens
         aborted = asyncio.Event()
         run.attach(aborted.set)
+        if run.aborted:
+            aborted.set()
         due = asyncio.get_running_loop().time() + config.time_to_first_token
         said = 0
         try:

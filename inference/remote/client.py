@@ -216,7 +216,8 @@ class RemoteBackend:
             return cut(stream.tokens)
         if _is_garbage(error):
             return BadUpstream("the inference server does not speak HTTP: correct the backend's base_url")
-        self._breaker.failed()
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            self._breaker.failed()
         if isinstance(error, httpx.ConnectTimeout):
             return Unavailable("the inference server can't be reached in time: is it running?")
         return Unavailable("the inference server can't be reached: start it, or correct its base_url")

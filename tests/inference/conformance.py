@@ -101,38 +101,44 @@ async def rest_of(stream) -> list:
 
 
 class BackendConformance:
-    """The suite.  Every test opens its own backend and must leave nothing running in it."""
+    """The suite.  Every test opens its own backend and must leave nothing running in it.  `lacks`: what of `Sampling`
+    the backend refuses; its answers are long enough without."""
+
+    lacks: frozenset[str] = frozenset()
+
+    def ask(self, request_id: str = "r1", prompt=None, **sampling) -> GenerationRequest:
+        return ask(request_id, prompt, **{name: value for name, value in sampling.items() if name not in self.lacks})
 
     # ---- a stream -------------------------------------------------------------------------
 
     async def test_answers_in_deltas_with_one_finished_at_the_end(self, subject: Subject):
         async with subject.open("plain") as backend:
-            deltas, finished = await collect(backend, ask(max_tokens=8, ignore_eos=True))
+            deltas, finished = await collect(backend, self.ask(max_tokens=8, ignore_eos=True))
             assert len(deltas) > 1
             assert finished.reason == "length"
             assert text_of(deltas).strip()
 
     async def test_the_same_greedy_request_gives_the_same_text(self, subject: Subject):
         async with subject.open("plain") as backend:
-            first, _ = await collect(backend, ask("a"))
-            second, _ = await collect(backend, ask("b"))
+            first, _ = await collect(backend, self.ask("a"))
+            second, _ = await collect(backend, self.ask("b"))
             assert text_of(first) == text_of(second)
 
     async def test_raw_text_prompts_are_answered_too(self, subject: Subject):
         async with subject.open("plain") as backend:
-            deltas, _ = await collect(backend, ask(prompt=TextPrompt("The garden opens at"), ignore_eos=True))
+            deltas, _ = await collect(backend, self.ask(prompt=TextPrompt("The garden opens at"), ignore_eos=True))
             assert text_of(deltas)
 
     async def test_max_tokens_ends_an_answer_with_length(self, subject: Subject):
         async with subject.open("plain") as backend:
             for limit in (1, 3):
-                _, finished = await collect(backend, ask(max_tokens=limit, ignore_eos=True))
+                _, finished = await collect(backend, self.ask(max_tokens=limit, ignore_eos=True))
                 assert finished.reason == "length"
                 assert finished.usage.completion_tokens == limit
 
     async def test_usage_counts_prompt_and_answer(self, subject: Subject):
         async with subject.open("plain") as backend:
-            _, finished = await collect(backend, ask(max_tokens=5, ignore_eos=True))
+            _, finished = await collect(backend, self.ask(max_tokens=5, ignore_eos=True))
             usage = finished.usage
             assert usage.completion_tokens == 5
             assert usage.prompt_tokens >= 20
@@ -145,11 +151,13 @@ class BackendConformance:
 
     async def test_a_stop_string_ends_the_answer_and_is_not_in_it(self, subject: Subject):
         async with subject.open("plain") as backend:
-            whole, _ = await collect(backend, ask(max_tokens=8, ignore_eos=True))
+            whole, _ = await collect(backend, self.ask(max_tokens=8, ignore_eos=True))
             text = text_of(whole)
             words = text.split()
             stop = words[len(words) // 2][-2:]
-            deltas, finished = await collect(backend, ask(max_tokens=8, ignore_eos=True, stop=(stop, "never said")))
+            deltas, finished = await collect(
+                backend, self.ask(max_tokens=8, ignore_eos=True, stop=(stop, "never said"))
+            )
             assert finished.reason == "stop"
             assert text_of(deltas) == text[: text.index(stop)]
 
@@ -157,7 +165,7 @@ class BackendConformance:
 
     async def test_a_failure_before_the_first_token_is_raised_and_gives_no_events(self, subject: Subject):
         async with subject.open("fails_before") as backend:
-            stream = backend.generate(ask())
+            stream = backend.generate(self.ask())
             with pytest.raises(BackendError) as raised:
                 await anext(stream)
             assert str(raised.value)
@@ -168,7 +176,7 @@ class BackendConformance:
         async with subject.open("fails_after") as backend:
             events: list = []
             with pytest.raises(BackendError):
-                await collect_into(events, backend.generate(ask(max_tokens=64, ignore_eos=True)))
+                await collect_into(events, backend.generate(self.ask(max_tokens=64, ignore_eos=True)))
             assert events
             assert not any(isinstance(event, Finished) for event in events)
 
@@ -176,29 +184,29 @@ class BackendConformance:
         async with subject.open("fails_after") as backend:
             for n in range(5):
                 with pytest.raises(BackendError):
-                    await collect(backend, ask(f"r{n}", max_tokens=64, ignore_eos=True))
+                    await collect(backend, self.ask(f"r{n}", max_tokens=64, ignore_eos=True))
             await nothing_runs(backend)
 
     async def test_an_oversize_prompt_is_refused_with_its_numbers(self, subject: Subject):
         async with subject.open("small_context") as backend:
             limit = backend.capabilities.max_context_tokens or 256
             with pytest.raises(PromptTooLong) as raised:
-                await collect(backend, ask(prompt=chat(documents=("word " * limit,))))
+                await collect(backend, self.ask(prompt=chat(documents=("word " * limit,))))
             assert raised.value.limit_tokens == limit
             assert raised.value.needed_tokens > limit
-            await collect(backend, ask("after"))
+            await collect(backend, self.ask("after"))
 
     async def test_an_unknown_model_is_named(self, subject: Subject):
         async with subject.open("unknown_model") as backend:
             with pytest.raises(UnknownModel, match="model"):
-                await collect(backend, ask())
+                await collect(backend, self.ask())
             assert issubclass(UnknownModel, RequestRefused)
 
     # ---- stopping -------------------------------------------------------------------------
 
     async def test_abort_before_the_stream_is_read(self, subject: Subject):
         async with subject.open("endless") as backend:
-            stream = backend.generate(ask(max_tokens=400, ignore_eos=True))
+            stream = backend.generate(self.ask(max_tokens=400, ignore_eos=True))
             backend.abort("r1")
             deltas, finished = split(await rest_of(stream))
             assert finished.reason == "abort"
@@ -206,7 +214,7 @@ class BackendConformance:
 
     async def test_abort_before_the_first_token(self, subject: Subject):
         async with subject.open("silent") as backend:
-            stream = backend.generate(ask(max_tokens=400, ignore_eos=True))
+            stream = backend.generate(self.ask(max_tokens=400, ignore_eos=True))
             reading = asyncio.create_task(rest_of(stream))
             for _ in range(5):
                 await asyncio.sleep(0)
@@ -217,7 +225,7 @@ class BackendConformance:
     @pytest.mark.parametrize("after", [1, 20])
     async def test_abort_in_the_middle(self, subject: Subject, after: int):
         async with subject.open("endless") as backend:
-            stream = backend.generate(ask(max_tokens=400, ignore_eos=True))
+            stream = backend.generate(self.ask(max_tokens=400, ignore_eos=True))
             events = [await anext(stream) for _ in range(after)]
             backend.abort("r1")
             backend.abort("r1")
@@ -227,7 +235,7 @@ class BackendConformance:
 
     async def test_abort_from_another_thread(self, subject: Subject):
         async with subject.open("endless") as backend:
-            stream = backend.generate(ask(max_tokens=400, ignore_eos=True))
+            stream = backend.generate(self.ask(max_tokens=400, ignore_eos=True))
             first = await anext(stream)
             reading = asyncio.create_task(rest_of(stream))
             await asyncio.sleep(0)
@@ -240,22 +248,22 @@ class BackendConformance:
     async def test_abort_after_the_end_and_of_unknown_ids_does_nothing(self, subject: Subject):
         async with subject.open("plain") as backend:
             backend.abort("never seen")
-            _, finished = await collect(backend, ask())
+            _, finished = await collect(backend, self.ask())
             backend.abort("r1")
             backend.abort("r1")
             assert finished.reason != "abort"
-            _, again = await collect(backend, ask())
+            _, again = await collect(backend, self.ask())
             assert again.reason != "abort"
 
     async def test_leaving_the_stream_stops_the_request(self, subject: Subject):
         async with subject.open("endless") as backend:
-            async with aclosing(backend.generate(ask(max_tokens=400, ignore_eos=True))) as stream:
+            async with aclosing(backend.generate(self.ask(max_tokens=400, ignore_eos=True))) as stream:
                 await anext(stream)
             await nothing_runs(backend)
 
     async def test_cancelling_the_reader_stops_the_request(self, subject: Subject):
         async with subject.open("silent") as backend:
-            reading = asyncio.create_task(collect(backend, ask(max_tokens=400, ignore_eos=True)))
+            reading = asyncio.create_task(collect(backend, self.ask(max_tokens=400, ignore_eos=True)))
             for _ in range(5):
                 await asyncio.sleep(0)
             reading.cancel()
@@ -263,12 +271,41 @@ class BackendConformance:
                 await reading
             await nothing_runs(backend)
 
+    @pytest.mark.parametrize("how", ["abort", "aclose", "cancel"])
+    @pytest.mark.parametrize("point", ["unread", "before the first token", "first", "middle", "last"])
+    async def test_stopped_at_any_point_it_ends_at_once(self, subject: Subject, point: str, how: str):
+        """Unread, before the first token, after the first, in the middle, and with only the Finished to come."""
+        early = point in ("unread", "before the first token")
+        limit = 8 if point == "last" else 400
+        async with subject.open("silent" if early else "endless") as backend:
+            stream = backend.generate(self.ask(max_tokens=limit, ignore_eos=True))
+            said = 0
+            wanted = {"first": 1, "middle": 5, "last": limit}.get(point, 0)
+            while said < wanted:
+                said += (await anext(stream)).tokens
+            reading = None
+            if point != "unread":
+                reading = asyncio.create_task(rest_of(stream))
+                for _ in range(3 if early else 0):
+                    await asyncio.sleep(0)
+            if how == "abort":
+                backend.abort("r1")
+                events = await (reading or rest_of(stream))
+                finished = events[-1]
+                assert isinstance(finished, Finished)
+                assert finished.reason == "abort" or point == "last"
+            elif reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+            await stream.aclose()
+            await nothing_runs(backend)
+
     async def test_twenty_at_once_with_some_aborted(self, subject: Subject):
         async with subject.open("endless") as backend:
-            alone, _ = await collect(backend, ask("alone", max_tokens=6, ignore_eos=True))
+            alone, _ = await collect(backend, self.ask("alone", max_tokens=6, ignore_eos=True))
 
             async def one(n: int) -> tuple[str, Finished]:
-                request = ask(f"r{n}", max_tokens=400 if n % 4 == 0 else 6, ignore_eos=True)
+                request = self.ask(f"r{n}", max_tokens=400 if n % 4 == 0 else 6, ignore_eos=True)
                 stream = backend.generate(request)
                 events = [await anext(stream)]
                 if n % 4 == 0:
@@ -289,14 +326,14 @@ class BackendConformance:
             assert isinstance(backend, Backend)
             assert (await backend.health()).ready
             assert backend.capabilities.model
-            stream = backend.generate(ask(max_tokens=400, ignore_eos=True))
+            stream = backend.generate(self.ask(max_tokens=400, ignore_eos=True))
             first = await anext(stream)
             await backend.close()
             _, finished = split([first, *await rest_of(stream)])
             assert finished.reason == "abort"
             assert not (await backend.health()).ready
             with pytest.raises(BackendError):
-                await collect(backend, ask("late"))
+                await collect(backend, self.ask("late"))
 
 
 async def collect_into(events: list, stream) -> None:

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's wire format over bare sockets, and misbehaves byte by byte when told to.
+"""A server over bare sockets, which misbehaves byte by byte when told to; what it says stands in `fake_servers`.
 
 Raw asyncio streams, no HTTP library: a test decides where the bytes are cut, and sees the client leave.
 """
@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
-
-WORDS = ("Ordnung", "naïve", "漢字", "🙂", "plain", "words", "of", "the", "answer", "flow")
 
 
 @dataclass(slots=True)
@@ -159,83 +157,3 @@ async def _read_request(first: bytes, reader: asyncio.StreamReader) -> Request:
     headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines if line)}
     method, path, _ = start.split(" ")
     return Request(method, path, headers, await reader.readexactly(int(headers.get("content-length", 0))))
-
-
-@dataclass(slots=True, kw_only=True)
-class Faithful:
-    """Answers as a well-kept server would, at once or held back by events that a test sets."""
-
-    model: str = "fake"
-    words: tuple[str, ...] = WORDS
-    max_context: int = 4096
-    cached_tokens: int | None = None
-    fail_before: bool = False
-    fail_after: int | None = None
-    hold_first: asyncio.Event = field(default_factory=lambda: _set_event())
-    hold_after_first: asyncio.Event = field(default_factory=lambda: _set_event())
-
-    async def __call__(self, wire: Wire, request: Request) -> None:
-        if request.path == "/v1/models":
-            return await wire.reply(200, {"object": "list", "data": [{"id": self.model, "object": "model"}]})
-        if request.path not in ("/v1/chat/completions", "/v1/completions"):
-            return await wire.reply(404, {"detail": "Not Found"})
-        body = request.json()
-        if body["model"] != self.model:
-            return await wire.reply(404, _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError"))
-        prompt = body.get("prompt") or " ".join(m["content"] for m in body["messages"])
-        prompt_tokens, max_tokens = len(prompt.split()), body["max_tokens"]
-        total = prompt_tokens + max_tokens
-        if total > self.max_context:
-            message = (
-                f"This model's maximum context length is {self.max_context} tokens. However, you requested "
-                f"{total} tokens ({prompt_tokens} in the messages, {max_tokens} in the completion)."
-            )
-            return await wire.reply(400, _error(400, message, "BadRequestError"))
-        if self.fail_before:
-            return await wire.reply(500, _error(500, "engine died", "InternalServerError"))
-        chat = request.path.endswith("chat/completions")
-        await wire.stream_head()
-        if chat:
-            await wire.event(_chunk(chat, {"role": "assistant", "content": ""}))
-        await self.hold_first.wait()
-        said = 0
-        async for text, reason in self._spoken(body, max_tokens):
-            if said == self.fail_after:
-                await wire.event(_error(500, "engine died", "InternalServerError"))
-                return await wire.done()
-            said += 1
-            await wire.event(_chunk(chat, {"content": text}, reason))
-            await self.hold_after_first.wait()
-        usage: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": said}
-        if self.cached_tokens is not None:
-            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
-        await wire.event({"choices": [], "usage": usage})
-        await wire.done()
-
-    async def _spoken(self, body: dict[str, Any], max_tokens: int) -> AsyncIterator[tuple[str, str | None]]:
-        words = self.words if not body.get("ignore_eos") else self.words * (max_tokens // len(self.words) + 1)
-        words, reason = words[:max_tokens], "length" if max_tokens <= len(words) else "stop"
-        stops = body.get("stop") or []
-        for number, word in enumerate(words, 1):
-            text = word if number == 1 else " " + word
-            if cuts := [text.index(stop) for stop in stops if stop in text]:
-                yield text[: min(cuts)], "stop"
-                return
-            yield text, reason if number == len(words) else None
-
-
-def _set_event() -> asyncio.Event:
-    event = asyncio.Event()
-    event.set()
-    return event
-
-
-def _chunk(chat: bool, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
-    choice |= {"delta": delta} if chat else {"text": delta.get("content", "")}
-    kind = "chat.completion.chunk" if chat else "text_completion"
-    return {"id": "cmpl-1", "object": kind, "created": 1, "model": "fake", "choices": [choice]}
-
-
-def _error(status: int, message: str, kind: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}

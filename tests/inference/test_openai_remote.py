@@ -25,8 +25,6 @@ from inference import (
 from inference.remote.openai import normalise_base_url
 from inference.remote.refusals import read_error, retry_after_seconds
 from tests.inference.conformance import (
-    BackendConformance,
-    Case,
     ask,
     chat,
     collect,
@@ -36,7 +34,8 @@ from tests.inference.conformance import (
     split,
     text_of,
 )
-from tests.inference.fake_upstream import WORDS, Faithful, FakeUpstream, Request, Wire, event_bytes
+from tests.inference.fake_servers import WORDS, Faithful
+from tests.inference.fake_upstream import FakeUpstream, Request, Wire, event_bytes
 
 ANSWER = " ".join(WORDS)
 
@@ -55,28 +54,6 @@ async def serving(answer, **knobs):
         finally:
             await backend.close()
         assert backend.metrics()["requests_running"] == 0
-
-
-class RemoteSubject:
-    @asynccontextmanager
-    async def open(self, case: Case):
-        held = {"hold_first": asyncio.Event()} if case == "silent" else {}
-        faithful = Faithful(
-            max_context=256 if case == "small_context" else 4096,
-            fail_before=case == "fails_before",
-            fail_after=3 if case == "fails_after" else None,
-            cached_tokens=4,
-            **held,
-        )
-        model = "absent" if case == "unknown_model" else "fake"
-        async with serving(faithful, model=model) as (backend, _):
-            yield backend
-
-
-class TestOpenAIRemote(BackendConformance):
-    @pytest.fixture
-    def subject(self) -> RemoteSubject:
-        return RemoteSubject()
 
 
 # ---- what we send -------------------------------------------------------------------------------

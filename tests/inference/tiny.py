@@ -57,6 +57,10 @@ def reference_model(family: str):
 
 def save_model(folder: Path, family: str = "llama") -> Path:
     reference_model(family).save_pretrained(folder)
+    return save_tokenizer(folder)
+
+
+def save_tokenizer(folder: Path) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
