@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -67,6 +68,7 @@ class SentenceTransformerEmbedder:
         self._threads = threads
         self._location, self.name = _locate(model)
         self._model: Any = None
+        self._rounded: Any = None
         self._tokenizer: Any = None
         self._loading = threading.Lock()
 
@@ -99,7 +101,7 @@ class SentenceTransformerEmbedder:
         """Passages and their sentences in one pass; both mean over tokens."""
         import torch
 
-        model = self._loaded()
+        model = self._for_passages()
         self._limit_threads()
         inputs = model.tokenizer(
             [passage.text for passage in passages],
@@ -151,6 +153,18 @@ class SentenceTransformerEmbedder:
                 if self._model is None:
                     self._load()
         return self._model
+
+    def _for_passages(self) -> Any:
+        """The model, rounded to bf16 where the processor multiplies that natively, which takes less time and turns a
+        vector by less than a cosine of 0.001.  Questions, of which there is one at a time, are embedded exactly."""
+        import torch
+
+        if self._rounded is None:
+            model = self._loaded()
+            with self._loading:
+                fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+                self._rounded = copy.deepcopy(model).to(torch.bfloat16) if fast else model
+        return self._rounded
 
     def _load(self) -> Any:
         try:

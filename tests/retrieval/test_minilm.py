@@ -52,7 +52,9 @@ def test_one_pass_gives_passages_and_their_sentences(minilm: SentenceTransformer
     texts = ["Trains are late on Mondays. Books help!", "A dog sleeps. " * 200, "", "One"]
     passages = [passage_text("Rules", "Rules > Trains", text) for text in texts]
     vectors, sentences = minilm.encode_passages(passages)
-    np.testing.assert_allclose(vectors, minilm.encode([passage.text for passage in passages]), atol=1e-5)
+    exact = minilm.encode([passage.text for passage in passages])
+    assert (np.einsum("ij,ij->i", vectors, exact) > 0.999).all(), "a passage may be embedded in bf16, a question not"
+    assert (np.einsum("ij,ij->i", vectors, minilm.encode([text or "a" for text in texts])) < 0.999).any()
     assert [len(each) for each in sentences[::2]] == [2, 0]
     assert 0 < len(sentences[1]) < 200, "what lies behind the model's window has none"
     query = minilm.encode(["are trains punctual"])[0]
