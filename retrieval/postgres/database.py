@@ -24,7 +24,11 @@ WAIT_SECONDS = 10.0  # for a connection, be it that all are busy or that the ser
 WRITING, REINDEXING = 0x72656664_0001, 0x72656664_0002
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL jit = off"
-_WRITE = f"BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_advisory_xact_lock({WRITING})"
+# A process that stands still in the middle of a write keeps the others from writing for a minute at most.
+_WRITE = (
+    "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL idle_in_transaction_session_timeout = '60s'; "
+    f"SET LOCAL lock_timeout = '60s'; SELECT pg_advisory_xact_lock({WRITING})"
+)
 
 
 _BUSY = (

@@ -23,6 +23,7 @@ from retrieval.postgres.change import access_row
 from retrieval.postgres.database import Database
 
 LOOK_SECONDS = 2.0  # from one look at what other servers have added, or left undone, to the next
+GRACE_SECONDS = 30
 _LARGEST = 256 * 1024 * 1024  # bytes of one upload: four times that are in memory while it is sent to the database
 
 
@@ -64,7 +65,7 @@ class JobStore(job_store.JobStore):
         """Of one source the versions are read in the order in which they came, one at a time."""
         self._database.hold(self._number)
         with self._database.write() as db:
-            self._recover(_Marked(db), self._most_attempts, _LOST)
+            self._recover(_Marked(db), self._most_attempts, f"AND {_gone('runner')}")
             row = db.execute(
                 "UPDATE jobs SET state = 'parsing', attempts = attempts + 1, runner = %(me)s, updated_at = %(moment)s "
                 "WHERE id = (SELECT j.id FROM jobs j CROSS JOIN LATERAL (SELECT min(s.id) AS first, "
@@ -73,7 +74,7 @@ class JobStore(job_store.JobStore):
                 "WHERE s.source = j.source AND s.collection = j.collection AND s.owner = j.owner "
                 "AND (s.state = 'queued' OR s.state = ANY(%(running)s))) same "
                 "WHERE j.state = 'queued' AND j.kind = ANY(%(kinds)s) AND (j.home = %(me)s OR (j.kind <> 'file' "
-                "AND (j.urgency < %(waited_for)s OR j.home NOT IN (SELECT number FROM servers)))) "
+                f"AND (j.urgency < %(waited_for)s OR {_gone('j.home')}))) "
                 "AND j.id = same.first AND NOT same.running AND same.due <= %(now)s "
                 f"ORDER BY same.urgency DESC, same.urgent LIMIT 1) RETURNING {KEPT}",
                 {
@@ -104,13 +105,18 @@ class JobStore(job_store.JobStore):
         self._most_attempts = most_attempts
         self._database.hold(self._number)
         with self._database.write() as db:
-            self._recover(_Marked(db), most_attempts, _LOST)
+            self._recover(_Marked(db), most_attempts, f"AND {_gone('runner')}")
 
     def _insert(self, db: Any, **fields: Any) -> None:
         super()._insert(db, **fields, home=self._number)
 
 
-_LOST = "AND runner NOT IN (SELECT number FROM servers)"
+def _gone(server: str) -> str:
+    """A condition: that server is gone.  When PostgreSQL has just started, those that live have yet to say so."""
+    return (
+        f"{server} NOT IN (SELECT number FROM servers) "
+        f"AND pg_postmaster_start_time() <= now() - interval '{GRACE_SECONDS} seconds'"
+    )
 
 
 class Incoming:

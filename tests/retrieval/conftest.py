@@ -52,11 +52,12 @@ def postgres() -> Iterator[Server]:
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest) -> Callable[[Path], str]:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
     """The setting `database` for a data directory: a test marked `every_place` runs over each kind of store."""
     if getattr(request, "param", "sqlite") == "sqlite":
         return lambda data_dir: ""
     server = request.getfixturevalue("postgres")
+    monkeypatch.setattr("retrieval.postgres.jobs.GRACE_SECONDS", 0)
     return functools.cache(lambda data_dir: server.new_place())
 
 

@@ -31,8 +31,9 @@ Open = Callable[..., Library]
 
 
 @pytest.fixture
-def place(postgres: Server) -> Callable[[Path], str]:
+def place(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
     """One database, whatever the data directory."""
+    monkeypatch.setattr("retrieval.postgres.jobs.GRACE_SECONDS", 0)
     url = postgres.new_place()
     return lambda data_dir: url
 
@@ -189,6 +190,21 @@ def test_what_a_server_that_is_gone_was_reading_another_one_reads(two: tuple[Lib
     other.jobs.start()
     done = ended(other, job)
     assert (done.state, done.attempts) == ("done", 2)
+
+
+def test_after_a_start_of_postgresql_nobody_is_taken_for_gone(
+    two: tuple[Library, Library], monkeypatch: pytest.MonkeyPatch
+):
+    one, other = two
+    one.jobs.add_upload("a.md", b"# A\n\nHello.", Into("default"))
+    assert one.jobs._store.take(("upload",), 1e12) is not None
+    one._store._database._holder.close()
+    monkeypatch.setattr("retrieval.postgres.jobs.GRACE_SECONDS", 10**6)
+    other.jobs._store.recover(3)
+    assert other.jobs.counts() == {"parsing": 1}
+    monkeypatch.setattr("retrieval.postgres.jobs.GRACE_SECONDS", 0)
+    other.jobs._store.recover(3)
+    assert other.jobs.counts() == {"queued": 1}
 
 
 def test_a_job_is_cancelled_at_any_server(
