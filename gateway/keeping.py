@@ -255,7 +255,7 @@ def backup(file: Path, data: str | None, config_path: Path | None) -> None:
     `refdesk restore FILE`.
     """
     data_dir = _folder(load(config_path, data))
-    from retrieval.backup import back_up
+    from retrieval.sqlite.backup import back_up
 
     count = back_up(data_dir, file)
     click.echo(f"{count} documents, {file.stat().st_size / 2**20:.1f} MiB in {file}")
@@ -269,7 +269,7 @@ def backup(file: Path, data: str | None, config_path: Path | None) -> None:
 def restore(file: Path, replace: bool, data: str | None, config_path: Path | None) -> None:
     """Make the library what FILE holds, a backup.  No server may be using it."""
     data_dir = _folder(load(config_path, data))
-    from retrieval.backup import restore as bring_back
+    from retrieval.sqlite.backup import restore as bring_back
 
     count = bring_back(file, data_dir, replace)
     click.echo(f"{count} documents in {data_dir}")
@@ -289,7 +289,7 @@ def check(repair: bool, data: str | None, config_path: Path | None) -> int:
     """
     data_dir = _folder(load(config_path, data))
     from gateway.reporting import Progress, printable
-    from retrieval.checking import check as look
+    from retrieval.sqlite.checking import check as look
 
     with Progress() as progress:
         checked = look(data_dir, repair, progress)

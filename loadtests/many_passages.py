@@ -33,7 +33,7 @@ from loadtests.run import RESULTS
 from retrieval import Library, Principal, RetrievalSettings
 from retrieval.formats import reading
 from retrieval.pooling import PassageText
-from retrieval.vectors import VectorIndex
+from retrieval.sqlite.vectors import VectorIndex
 
 DIM = 384
 CLUSTERS = 2000

@@ -1,6 +1,7 @@
 """What a library needs of the place where its documents are: a store that is the truth, and a finder over it.
 
-SQLite with indexes in memory (`store.Store`, `indexes.Indexes`) is one place.  Another one keeps these promises:
+SQLite with indexes in memory (`retrieval.sqlite`) is one place, PostgreSQL (`retrieval.postgres`) another.  Each keeps
+these promises:
 
 - A change takes effect at once and wholly, for every reader, when it is committed, and is durable then.
 - Whatever is read is read as somebody; what they may not read isn't there, and shows in no score and no order.
@@ -17,12 +18,11 @@ import numpy as np
 
 from retrieval.access import Principal
 from retrieval.boxes import PageBoxes
-from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.job_store import Kept
 from retrieval.records import Document, DocumentText, Job, JobState, Passage
 from retrieval.search import Found, Question, StageTimer
-from retrieval.store import PassageRow, StoredVersion
+from retrieval.stored import NewDocument, PassageRow, StoredVersion
 
 
 class Change(Protocol):

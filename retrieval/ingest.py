@@ -15,7 +15,6 @@ from typing import Literal
 from msgspec import Struct
 
 from retrieval.access import EVERYBODY, checked
-from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.errors import UnreadableFile
 from retrieval.fetching import Fetched
@@ -27,7 +26,7 @@ from retrieval.records import IngestReport, ProgressEvent
 from retrieval.sandbox import Reader
 from retrieval.settings import RetrievalSettings
 from retrieval.splitting import SPLITTER_VERSION, split
-from retrieval.store import StoredVersion
+from retrieval.stored import NewDocument, StoredVersion
 
 _GROUP_PASSAGES = 32  # passages embedded and committed together: few syncs, and little to do again after a crash
 

@@ -14,10 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from retrieval.access import Principal
-from retrieval.change import access_row
 from retrieval.ingest import Into
 from retrieval.records import Job, JobState
-from retrieval.store import Store, marks
+from retrieval.sqlite.change import access_row
+from retrieval.sqlite.database import marks
+from retrieval.sqlite.store import Store
 
 FOUND, SENT, WAITED_FOR = 0, 1, 2  # how urgent: in a folder; by somebody; by somebody who waits
 RUNNING: tuple[JobState, ...] = ("parsing", "embedding")

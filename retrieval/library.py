@@ -13,7 +13,6 @@ import numpy as np
 
 from retrieval import ingest
 from retrieval.access import EVERYBODY, OPERATOR, Principal
-from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, Embedder, SentenceTransformerEmbedder, SharedEmbedder
 from retrieval.errors import RetrievalError, StoreError, UnknownCollection, UnknownDocument, UnreadableFile
 from retrieval.fetching import fetch
@@ -25,7 +24,7 @@ from retrieval.records import Document, IngestReport
 from retrieval.reranking import Reranker, open_reranker
 from retrieval.sandbox import Reader, Sandbox
 from retrieval.settings import RetrievalSettings
-from retrieval.store import StoredVersion, passage_number
+from retrieval.stored import NewDocument, StoredVersion, passage_number
 from retrieval.view import View
 from retrieval.watching import Watch, Watching
 

@@ -13,10 +13,10 @@ from retrieval.embedding import Embedder, SharedEmbedder
 from retrieval.errors import RetrievalError, StoreError
 from retrieval.files import DirectoryLock
 from retrieval.incoming import Incoming
-from retrieval.indexes import Indexes
 from retrieval.job_store import JobStore
 from retrieval.settings import RetrievalSettings
-from retrieval.store import Store
+from retrieval.sqlite.indexes import Indexes
+from retrieval.sqlite.store import Store
 
 log = logging.getLogger(__name__)
 

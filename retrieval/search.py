@@ -16,7 +16,7 @@ from retrieval.lexical import words_of
 from retrieval.pooling import best_cosines
 from retrieval.records import Passage
 from retrieval.settings import RetrievalSettings
-from retrieval.store import FoundPassage, PassageRow
+from retrieval.stored import FoundPassage, PassageRow
 
 MAX_QUERY_CHARACTERS = 2000  # the embedder reads less than that anyway
 _MAX_TERMS = 48

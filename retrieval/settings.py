@@ -27,8 +27,8 @@ class RetrievalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `relevance_floor`: the cosine of the closest sentence below which a search counts as "nothing answers this";
     `python -m loadtests.retrieval_floor` shows the trade.
     `support_floor`: the cosine from which a sentence counts as support for a statement.
-    `lists_from`: passages from which vectors are searched by lists instead of all of them (`retrieval.vectors`).
-    `vectors_on`: "cpu", or a torch device, as "cuda" (`retrieval.device_vectors`).
+    `lists_from`: passages from which vectors are searched by lists instead of all of them (`retrieval.sqlite.vectors`).
+    `vectors_on`: "cpu", or a torch device, as "cuda" (`retrieval.sqlite.device_vectors`).
     `fetch_seconds`: how long fetching one address may take.
     `incoming_mb`: what uploads that wait to be read may take on the disk, with those that failed.
     `read_seconds` and `read_memory_mb`: what reading one file may take, in a process of its own.

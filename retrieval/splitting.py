@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from semantic_text_splitter import TextSplitter
 
-from retrieval.change import NewPassage
 from retrieval.formats.parsed import Block, Parsed, Section
+from retrieval.stored import NewPassage
 
 SPLITTER_VERSION = 2  # raise it when the same text would give other passages
 

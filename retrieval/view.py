@@ -31,7 +31,7 @@ from retrieval.search import (
     telling_words,
 )
 from retrieval.settings import RetrievalSettings
-from retrieval.store import passage_number
+from retrieval.stored import passage_number
 
 
 class View:

@@ -11,11 +11,11 @@ from psycopg import Cursor
 
 from retrieval import lexical
 from retrieval.access import checked
-from retrieval.change import NewDocument, day_of
 from retrieval.embedding import Embedded
 from retrieval.errors import UnknownDocument
 from retrieval.postgres import words
 from retrieval.postgres.schema import State, drop_vectors, index_vectors, read_state
+from retrieval.stored import NewDocument, day_of
 
 
 class Change:

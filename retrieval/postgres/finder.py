@@ -15,7 +15,6 @@ from psycopg import Cursor
 
 from retrieval import lexical
 from retrieval.access import Principal
-from retrieval.change import NewDocument
 from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.errors import StoreError
 from retrieval.postgres import words
@@ -25,6 +24,7 @@ from retrieval.postgres.reindexing import Reindexing, differs, maker_of
 from retrieval.postgres.schema import MOST_INDEXED, State, read_state
 from retrieval.postgres.store import found, readable_by
 from retrieval.search import Found, Question, StageTimer, found_passages
+from retrieval.stored import NewDocument
 
 # Among so few all vectors are compared; so they are where fewer than one in so many may be seen, since an index would
 # look at many that may not.

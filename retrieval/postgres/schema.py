@@ -15,9 +15,9 @@ SERVER_VERSION = 14
 VECTOR_VERSION = (0, 8)  # iterative scans of an HNSW index
 MOST_INDEXED = 4000  # numbers of a halfvec in an HNSW index
 
-# As in SQLite (`retrieval.schema`), documents with the same readers share a row of `access`, ids are never used again,
-# and embeddings of two generations lie side by side while a new model's are made.  What a btree can't hold, since it is
-# too long, is found by its hash.
+# As in SQLite (`sqlite.schema`), documents with the same readers share a row of `access`, ids are never used again, and
+# embeddings of two generations lie side by side while a new model's are made.  What a btree can't hold, since it is too
+# long, is found by its hash.
 #
 # `postings` say for each word, by its code (`lexical.code_of`), and each document with it, in which of its passages it
 # stands and how often: what ranking by words counts, of what may be seen, without reading passages.  Their index has

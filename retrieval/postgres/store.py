@@ -14,7 +14,7 @@ from retrieval.errors import UnknownDocument
 from retrieval.postgres.change import hash_of
 from retrieval.postgres.database import Database
 from retrieval.records import Document, DocumentText, Passage
-from retrieval.store import FoundPassage, PassageRow, StoredVersion
+from retrieval.stored import FoundPassage, PassageRow, StoredVersion
 
 _DOCUMENT = (
     "d.document_id, d.title, d.source, d.media_type, d.collection, d.content_hash, d.characters, d.passages, d.pages, "

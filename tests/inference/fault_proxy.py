@@ -22,10 +22,11 @@ class Toxics:
 
 
 class FaultProxy:
-    """`async with FaultProxy(port) as proxy`: `proxy.url` leads to 127.0.0.1:port, through `proxy.toxics`."""
+    """`async with FaultProxy(port) as proxy`: `proxy.url` leads to that port, through `proxy.toxics`."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, host: str = "127.0.0.1"):
         self._port = port
+        self._host = host
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.toxics = Toxics()
@@ -75,7 +76,7 @@ class FaultProxy:
             self._tasks.discard(task)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
         asking = asyncio.create_task(self._upstream(reader, up_writer))
         answering = asyncio.create_task(self._downstream(up_reader, writer))
         try:

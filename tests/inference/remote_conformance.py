@@ -51,16 +51,9 @@ class RemoteConformance:
 
     async def whole_answer(self, backend: Backend, proxy: FaultProxy) -> tuple[str, int]:
         """The text of an undisturbed answer, and the bytes that it came in."""
-        await self.hang_up(backend)
+        await hang_up(backend)
         deltas, _ = await collect(backend, self.asking())
         return text_of(deltas), proxy.passed
-
-    async def hang_up(self, backend: Backend) -> None:
-        """Close the idle connections, so that what `proxy.toxics` says holds for the next request from its start."""
-        pool = backend._client._transport._pool
-        for connection in list(pool.connections):
-            await connection.aclose()
-            pool._connections.remove(connection)
 
     @pytest.mark.parametrize(("then", "sparser"), [("close", 1), ("reset", 7)])
     async def test_cut_at_any_byte_it_is_a_whole_answer_or_an_error(self, remote: Remote, then: str, sparser: int):
@@ -68,7 +61,7 @@ class RemoteConformance:
             text, size = await self.whole_answer(backend, proxy)
             whole = 0
             for after in range(0, size, self.every * sparser):
-                await self.hang_up(backend)
+                await hang_up(backend)
                 proxy.toxics = Toxics(after=after, then=then)
                 try:
                     deltas, finished = await collect(backend, self.asking())
@@ -79,18 +72,18 @@ class RemoteConformance:
                     assert (text_of(deltas), finished.reason) == (text, "length")
             assert whole < size // (2 * self.every * sparser)
             proxy.toxics = Toxics()
-            await self.hang_up(backend)
+            await hang_up(backend)
             assert (await self.whole_answer(backend, proxy))[0] == text
 
     async def test_sliced_at_any_byte_it_is_the_same_answer(self, remote: Remote):
         async with self.through(remote) as (backend, proxy):
             text, size = await self.whole_answer(backend, proxy)
             for at in range(1, size, self.every):
-                await self.hang_up(backend)
+                await hang_up(backend)
                 proxy.toxics = Toxics(slices=(at,))
                 deltas, finished = await collect(backend, self.asking())
                 assert (text_of(deltas), finished.reason) == (text, "length")
-            await self.hang_up(backend)
+            await hang_up(backend)
             proxy.toxics = Toxics(slices=(1,) * size)
             assert text_of((await collect(backend, self.asking()))[0]) == text
 
@@ -101,7 +94,7 @@ class RemoteConformance:
             _, size = await self.whole_answer(backend, proxy)
             after = int(where * size) if isinstance(where, float) else where
         async with self.through(remote, first_token_timeout=SOON, token_timeout=SOON) as (backend, proxy):
-            await self.hang_up(backend)
+            await hang_up(backend)
             left = proxy.clients_left
             proxy.toxics = Toxics(after=after, then="stall")
             with pytest.raises(TimedOut):
@@ -111,7 +104,7 @@ class RemoteConformance:
     async def test_what_breaks_off_after_a_token_is_never_asked_again(self, remote: Remote):
         async with self.through(remote) as (backend, proxy):
             _, size = await self.whole_answer(backend, proxy)
-            await self.hang_up(backend)
+            await hang_up(backend)
             before = proxy.connections
             proxy.toxics = Toxics(after=int(size * 0.75), then="reset")
             with pytest.raises(BackendError):
@@ -120,7 +113,7 @@ class RemoteConformance:
 
     async def test_a_server_that_drops_connections_is_unavailable_after_one_retry(self, remote: Remote):
         async with self.through(remote) as (backend, proxy):
-            await self.hang_up(backend)
+            await hang_up(backend)
             before = proxy.connections
             proxy.toxics = Toxics(refuse=True)
             with pytest.raises(Unavailable):
@@ -133,7 +126,7 @@ class RemoteConformance:
 
     async def test_nobody_waits_for_a_server_that_is_gone(self, remote: Remote):
         async with self.through(remote) as (backend, proxy):
-            await self.hang_up(backend)
+            await hang_up(backend)
             await proxy.__aexit__()
             for n in range(5):
                 with pytest.raises(Unavailable):
@@ -149,7 +142,7 @@ class RemoteConformance:
         async with self.through(remote) as (backend, proxy):
             _, size = await self.whole_answer(backend, proxy)
             proxy.toxics = Toxics(after=int(size * 0.75))
-            await self.hang_up(backend)
+            await hang_up(backend)
 
             async def one(n: int) -> None:
                 with pytest.raises(BackendError):
@@ -160,3 +153,11 @@ class RemoteConformance:
             assert not backend._client._transport._pool.connections
             proxy.toxics = Toxics()
             await collect(backend, self.asking())
+
+
+async def hang_up(backend: Backend) -> None:
+    """Close the idle connections, so that what `proxy.toxics` says holds for the next request from its start."""
+    pool = backend._client._transport._pool
+    for connection in list(pool.connections):
+        await connection.aclose()
+        pool._connections.remove(connection)

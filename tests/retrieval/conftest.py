@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from loadtests.postgres_server import NoServer, Server, serving
 from retrieval import Library, RetrievalSettings
 from retrieval.formats import reading
-from retrieval.indexes import Indexes
+from retrieval.sqlite.indexes import Indexes
 from tests.retrieval.hashing import HashingEmbedder
 
 SETTINGS = RetrievalSettings(relevance_floor=0.2)

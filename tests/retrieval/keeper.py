@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 
 from retrieval import Document, Library, RetrievalSettings
-from retrieval.backup import back_up, restore
 from retrieval.files import write_atomically
 from retrieval.formats import reading
 from retrieval.ingest import Into
+from retrieval.sqlite.backup import back_up, restore
 from tests.retrieval.hashing import HashingEmbedder
 
 SETTINGS = RetrievalSettings(relevance_floor=0.2, passage_tokens=30, max_passage_tokens=60)

@@ -13,8 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from retrieval import Library, Principal, RetrievalSettings
-from retrieval.checking import check
 from retrieval.formats import reading
+from retrieval.sqlite.checking import check
 from tests.retrieval.hashing import HashingEmbedder
 
 _EVERY = 5  # cycles from one look to the next: more kills in the same time

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrieval import Library, Principal, StoreError, StoreInUse
-from retrieval.backup import back_up, restore
+from retrieval.sqlite.backup import back_up, restore
 
 ADA = Principal.of("ada")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from retrieval import Library, Principal, StoreError, StoreInUse
-from retrieval.backup import back_up, restore
-from retrieval.checking import check
 from retrieval.ingest import Into
+from retrieval.sqlite.backup import back_up, restore
+from retrieval.sqlite.checking import check
 from retrieval.view import View
 
 FLIPS = 100

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from retrieval import EmbedderMissing, Library, SentenceTransformerEmbedder, StoreError
-from retrieval.vectors import INDEX_FILE, MANIFEST_FILE
+from retrieval.sqlite.vectors import INDEX_FILE, MANIFEST_FILE
 from tests.retrieval.conftest import open_files
 from tests.retrieval.hashing import HashingEmbedder
 

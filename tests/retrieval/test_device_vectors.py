@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retrieval import Library, RetrievalSettings, StoreError
-from retrieval.device_vectors import DeviceVectors
+from retrieval.sqlite.device_vectors import DeviceVectors
 
 
 def test_what_may_be_seen_is_found_and_nothing_else():
@@ -41,7 +41,7 @@ def test_a_library_with_its_vectors_there(
         assert device == "cuda"
         return make(*arguments, device="cpu", **options)
 
-    monkeypatch.setattr("retrieval.device_vectors.torch.empty", partial(on_the_cpu, torch.empty))
+    monkeypatch.setattr("retrieval.sqlite.device_vectors.torch.empty", partial(on_the_cpu, torch.empty))
     for _ in range(2):
         library = open_library(settings=RetrievalSettings(relevance_floor=0, vectors_on="cuda"))
         library.ingest_paths([folder])

@@ -26,8 +26,8 @@ from retrieval import jobs as jobs_module
 from retrieval.fetching import Fetched
 from retrieval.formats import progress, reading
 from retrieval.formats.parsed import Parsed
-from retrieval.indexes import Indexes
 from retrieval.ingest import Into
+from retrieval.sqlite.indexes import Indexes
 from tests.retrieval.conftest import SETTINGS
 from tests.retrieval.hashing import HashingEmbedder
 from tests.retrieval.making import zipped

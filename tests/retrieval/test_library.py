@@ -19,9 +19,9 @@ from retrieval import (
     UnknownDocument,
     UnreadableFile,
 )
-from retrieval.change import NewDocument, NewPassage
 from retrieval.embedding import SharedEmbedder
 from retrieval.pooling import passage_text
+from retrieval.stored import NewDocument, NewPassage
 from tests.retrieval.conftest import SETTINGS, open_files, with_vectors
 from tests.retrieval.hashing import HashingEmbedder
 from tests.retrieval.making import zipped

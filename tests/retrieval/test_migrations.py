@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from retrieval import Library, Principal, StoreError
-from retrieval.backup import restore
-from retrieval.checking import check
-from retrieval.schema import SCHEMA_VERSION
+from retrieval.sqlite.backup import restore
+from retrieval.sqlite.checking import check
+from retrieval.sqlite.schema import SCHEMA_VERSION
 
 OLDER = sorted((Path(__file__).parent / "schemas").glob("*.sql"))  # what it took to make one
 

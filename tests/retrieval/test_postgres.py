@@ -14,12 +14,12 @@ from msgspec.structs import replace
 
 from loadtests.postgres_server import Server
 from retrieval import ANYBODY, OPERATOR, Job, JobConflict, Library, Principal, StoreError, UnknownDocument
-from retrieval.change import NewDocument, NewPassage
 from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.formats import reading
 from retrieval.ingest import Into
 from retrieval.job_store import ENDED
 from retrieval.search import Question, StageTimer
+from retrieval.stored import NewDocument, NewPassage
 from tests.retrieval.conftest import SETTINGS, open_files
 from tests.retrieval.hashing import HashingEmbedder
 from tests.retrieval.test_reindexing import QUESTIONS, Held, finds, generations

@@ -8,7 +8,7 @@ import pytest
 from retrieval import Passage, RetrievalSettings
 from retrieval.pooling import best_cosines, packed, passage_text, pooled
 from retrieval.search import Found, choose, rank, relevance
-from retrieval.store import PassageRow
+from retrieval.stored import PassageRow
 
 SETTINGS = RetrievalSettings()
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from retrieval import OPERATOR, Library, RetrievalSettings
-from retrieval.indexes import Indexes
-from retrieval.vectors import VectorIndex
+from retrieval.sqlite.indexes import Indexes
+from retrieval.sqlite.vectors import VectorIndex
 from tests.retrieval.conftest import with_vectors
 from tests.retrieval.hashing import HashingEmbedder
 
@@ -114,7 +114,7 @@ def test_words_serve_where_a_model_of_the_same_name_gives_other_vectors(
 def test_what_was_embedded_before_a_restart_is_kept(
     filled: Path, open_library: Callable[..., Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("retrieval.reindexing", "retrieval.postgres.reindexing"):
+    for module in ("retrieval.sqlite.reindexing", "retrieval.postgres.reindexing"):
         monkeypatch.setattr(f"{module}._PASSAGES", 1)
     new = Held(dim=48, name="other")
     library = open_library(embedder=new, open_embedder=lambda name: new)

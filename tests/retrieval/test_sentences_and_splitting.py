@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.change import NewPassage
 from retrieval.formats.parsed import Block, Parsed, Section
 from retrieval.formats.reading import read_file
 from retrieval.formats.underlined import read_text
 from retrieval.sentences import MAX_SENTENCE, sentences
 from retrieval.splitting import split
+from retrieval.stored import NewPassage
 
 PROSE = st.text(
     st.sampled_from(list("ab Ab.  !?\n\n-*1)'\"“”,;:…。é日😀\t#")) | st.characters(exclude_categories=["Cs"]),

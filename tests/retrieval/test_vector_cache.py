@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from retrieval import Library
-from retrieval.vectors import INDEX_FILE, MANIFEST_FILE, Mirrored, VectorIndex
+from retrieval.sqlite.vectors import INDEX_FILE, MANIFEST_FILE, Mirrored, VectorIndex
 
 QUERIES = ("days of leave", "fire exits", "soup on mondays", "flights and trains", "nothing of the kind")
 

@@ -13,7 +13,7 @@ from msgspec import convert
 
 from retrieval import Filters, Library
 from retrieval.lexical import K1, B, LexicalIndex, encode, words_of
-from retrieval.table import PassageFacts, PassageTable
+from retrieval.sqlite.table import PassageFacts, PassageTable
 
 pytestmark = pytest.mark.every_place
 

@@ -14,7 +14,7 @@ import msgspec
 
 from retrieval import Library, Principal, RetrievalError
 from retrieval.access import OPERATOR
-from retrieval.checking import check
+from retrieval.sqlite.checking import check
 from tests.retrieval.keeper import Pages, World, open_library, page
 from tests.retrieval.power_loss import contents, put, replay
 

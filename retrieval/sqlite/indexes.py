@@ -20,20 +20,21 @@ import numpy as np
 
 from retrieval import lexical
 from retrieval.access import OPERATOR, Principal
-from retrieval.change import Change, NewDocument
 from retrieval.embedding import Embedded, SharedEmbedder
 from retrieval.errors import StoreError
 from retrieval.lexical import LexicalIndex
 from retrieval.locks import ReadWriteLock
 from retrieval.pooling import passage_text
-from retrieval.reindexing import Reindexing
 from retrieval.search import Found, Question, StageTimer, found_passages
-from retrieval.store import Store
-from retrieval.table import PassageTable
-from retrieval.vectors import Mirrored, VectorIndex
+from retrieval.sqlite.change import Change
+from retrieval.sqlite.reindexing import Reindexing
+from retrieval.sqlite.store import Store
+from retrieval.sqlite.table import PassageTable
+from retrieval.sqlite.vectors import Mirrored, VectorIndex
+from retrieval.stored import NewDocument
 
 if TYPE_CHECKING:
-    from retrieval.device_vectors import DeviceVectors
+    from retrieval.sqlite.device_vectors import DeviceVectors
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ class Indexes:
     def _empty(self, dim: int) -> VectorIndex | DeviceVectors:
         if self._vectors_on == "cpu":
             return VectorIndex(dim)
-        from retrieval.device_vectors import DeviceVectors  # torch takes seconds to import
+        from retrieval.sqlite.device_vectors import DeviceVectors  # torch takes seconds to import
 
         return DeviceVectors(dim, self._vectors_on)
 

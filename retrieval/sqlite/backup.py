@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from retrieval import schema
 from retrieval.errors import StoreError
 from retrieval.files import DirectoryLock, sync_folder
-from retrieval.store import DATABASE_FILE
+from retrieval.sqlite import schema
+from retrieval.sqlite.database import DATABASE_FILE
 
 _KEPT = DATABASE_FILE + ".before-restore"
 

@@ -22,14 +22,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from retrieval import lexical, schema
+from retrieval import lexical
 from retrieval.access import checked
-from retrieval.change import access_row
 from retrieval.errors import StoreError
 from retrieval.files import DirectoryLock
 from retrieval.ingest import Into
 from retrieval.records import ProgressEvent
-from retrieval.store import DATABASE_FILE
+from retrieval.sqlite import schema
+from retrieval.sqlite.change import access_row
+from retrieval.sqlite.database import DATABASE_FILE
 
 _RESTORE = "bring back a backup by `refdesk restore FILE --replace`, or move it away and ingest again"
 _ADD_AGAIN = "add it again, or remove it by `refdesk documents remove`"

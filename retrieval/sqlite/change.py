@@ -5,46 +5,17 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct
 
 from retrieval import lexical
-from retrieval.access import EVERYBODY, checked
-from retrieval.boxes import PageBoxes
+from retrieval.access import checked
 from retrieval.embedding import Embedded
 from retrieval.errors import UnknownDocument
-from retrieval.table import PassageFacts
-
-
-class NewPassage(Struct):
-    start: int
-    end: int
-    page: int | None
-    heading: str
-    text: str
-
-
-class NewDocument(Struct):
-    """What a writer hands in; `recipe` names how the passages were made (so that a change makes them anew),
-    `modified_at` is a date (ISO 8601) that the document itself has."""
-
-    collection: str
-    source: str
-    title: str
-    media_type: str
-    content_hash: str
-    recipe: str
-    pages: int | None
-    text: str
-    passages: list[NewPassage]
-    readers: tuple[str, ...] = (EVERYBODY,)
-    owner: str = ""
-    modified_at: str | None = None
-    tags: tuple[str, ...] = ()
-    boxes: list[PageBoxes] = []
+from retrieval.sqlite.table import PassageFacts
+from retrieval.stored import NewDocument, day_of
 
 
 class Added(NamedTuple):
@@ -244,11 +215,3 @@ def access_row(db: sqlite3.Connection, readers: Sequence[str]) -> int:
         "INSERT INTO access_readers VALUES (?, ?)", [(reader, access) for reader in named.split("\n") if reader]
     )
     return access
-
-
-def day_of(moment: str | None) -> int:
-    """Days since 1970 of a date in ISO 8601, -1 for none or one before."""
-    try:
-        return max(-1, (date.fromisoformat(moment[:10]) - date(1970, 1, 1)).days) if moment else -1
-    except ValueError:
-        return -1

@@ -19,10 +19,10 @@ from retrieval.access import OPERATOR
 from retrieval.embedding import SharedEmbedder
 from retrieval.errors import StoreError
 from retrieval.pooling import passage_text
-from retrieval.vectors import VectorIndex
+from retrieval.sqlite.vectors import VectorIndex
 
 if TYPE_CHECKING:
-    from retrieval.indexes import Indexes
+    from retrieval.sqlite.indexes import Indexes
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,74 @@
+"""The suite of all backends against real servers, which are given by address; faults come from a proxy before them.
+
+    REFDESK_TEST_BACKENDS='[{"kind": "openai", "dialect": "vllm", "base_url": "http://127.0.0.1:8000", "model": "m"}]' \\
+        python -m pytest tests/inference/test_real_servers.py
+
+Each entry is a `[backend]` section as JSON; `lacks` beside it names what of `Sampling` the server refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+
+from inference import BackendConfig, open_backend
+from tests.inference.conformance import BackendConformance, Case, collect
+from tests.inference.fault_proxy import FaultProxy, Toxics
+from tests.inference.remote_conformance import hang_up
+
+GIVEN: list[dict[str, Any]] = json.loads(os.environ.get("REFDESK_TEST_BACKENDS", "[]"))
+
+
+class RealServer:
+    def __init__(self, settings: dict[str, Any], suite: BackendConformance):
+        self._settings = settings
+        self._suite = suite
+
+    @asynccontextmanager
+    async def open(self, case: Case):
+        parts = urlsplit(self._settings["base_url"])
+        async with FaultProxy(parts.port or 80, parts.hostname or "127.0.0.1") as proxy:
+            changed = {"base_url": proxy.url + parts.path}
+            if case == "unknown_model":
+                changed["model"] = "absent"
+            backend = open_backend(msgspec.convert(self._settings | changed, BackendConfig))
+            try:
+                health = await backend.health()
+                assert health.ready or case == "unknown_model", health.detail
+                if case == "small_context" and backend.capabilities.max_context_tokens is None:
+                    pytest.skip("the server doesn't tell how long its context is")
+                proxy.toxics = await self._toxics(case, backend, proxy)
+                await hang_up(backend)
+                yield backend
+            finally:
+                await backend.close()
+
+    async def _toxics(self, case: Case, backend, proxy: FaultProxy) -> Toxics:
+        match case:
+            case "silent":
+                return Toxics(after=0, then="stall")
+            case "fails_before":
+                return Toxics(refuse=True)
+            case "fails_after":
+                await hang_up(backend)
+                await collect(backend, self._suite.ask(max_tokens=64, ignore_eos=True))
+                return Toxics(after=proxy.passed // 2)
+            case _:
+                return Toxics()
+
+
+@pytest.mark.skipif(not GIVEN, reason="no real server is given in REFDESK_TEST_BACKENDS")
+@pytest.mark.parametrize(
+    "given", GIVEN, ids=lambda given: f"{given['kind']}-{given.get('dialect', given.get('flavour'))}"
+)
+class TestRealServers(BackendConformance):
+    @pytest.fixture
+    def subject(self, given: dict[str, Any]) -> RealServer:
+        self.lacks = frozenset(given.get("lacks", ()))
+        return RealServer({name: value for name, value in given.items() if name != "lacks"}, self)
