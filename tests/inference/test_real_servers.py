@@ -1,6 +1,6 @@
 """The suite of all backends against real servers, which are given by address; faults come from a proxy before them.
 
-    REFDESK_TEST_BACKENDS='[{"kind": "openai", "dialect": "vllm", "base_url": "http://127.0.0.1:8000", "model": "m"}]' \\
+    REFDESK_TEST_BACKENDS='[{"kind": "openai", "dialect": "vllm", "base_url": "http://127.0.0.1:8000"}]' \\
         python -m pytest tests/inference/test_real_servers.py
 
 Each entry is a `[backend]` section as JSON; `lacks` beside it names what of `Sampling` the server refuses.
@@ -55,10 +55,14 @@ class RealServer:
                 return Toxics(after=0, then="stall")
             case "fails_before":
                 return Toxics(refuse=True)
-            case "fails_after":
+            case "fails_after" | "endless":  # a fast server would be done with 400 tokens before an abort gets in
                 await hang_up(backend)
                 await collect(backend, self._suite.ask(max_tokens=64, ignore_eos=True))
-                return Toxics(after=proxy.passed // 2)
+                return (
+                    Toxics(after=proxy.passed // 2)
+                    if case == "fails_after"
+                    else Toxics(after=proxy.passed, then="stall")
+                )
             case _:
                 return Toxics()
 
