@@ -84,7 +84,8 @@ class Prepared(Struct):
 class Ingestion:
     """One run over many sources.  `stored` looks a version up, `moved` one that a file had under another name,
     `embedder` says whose vectors are wanted, `commit` stores documents with them, unless those of another are wanted by
-    then.  `progress` may end the run by what it raises: what is not committed then has not been."""
+    then, and hears whether they replace any.  `progress` may end the run by what it raises: what is not committed then
+    has not been."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Ingestion:
         settings: RetrievalSettings,
         stored: Callable[[str, str, str], StoredVersion | None],
         moved: Callable[[Into, str, str], StoredVersion | None],
-        commit: Callable[[list[tuple[NewDocument, list[Embedded]]], SharedEmbedder], bool],
+        commit: Callable[[list[tuple[NewDocument, list[Embedded]]], SharedEmbedder, bool], bool],
         progress: Progress | None,
     ):
         self._into = into
@@ -196,7 +197,9 @@ class Ingestion:
             tell = partial(self._tell, pending[-1].document.source, "embedding")
             embedded = iter(embedder.encode_passages(texts, tell))
             batch = [(each.document, list(islice(embedded, len(each.document.passages)))) for each in pending]
-            if self._commit(batch, embedder):  # else another model has come into its place meanwhile
+            if self._commit(
+                batch, embedder, any(each.known for each in pending)
+            ):  # else another model has come into its place meanwhile
                 break
         for each in pending:
             self._report.passages += len(each.document.passages)

@@ -307,13 +307,16 @@ class Library:
                 self._indexes.save()
             return report
 
-    def _commit(self, documents: list[tuple[NewDocument, list[Embedded]]], embedder: SharedEmbedder) -> bool:
+    def _commit(
+        self, documents: list[tuple[NewDocument, list[Embedded]]], embedder: SharedEmbedder, replaces: bool
+    ) -> bool:
         """False where `embedder` is no longer the one whose vectors are wanted."""
         if self._closed:
             raise StoreError("the library was closed while documents were being added", code="closed_store")
         if not self._indexes.put(documents, embedder):
             return False
-        self._quoter.forget()
+        if replaces:  # what is new changes no sentence that has been seen
+            self._quoter.forget()
         return True
 
     def _passage_vectors(self, passage_ids: Sequence[str]) -> dict[str, np.ndarray]:

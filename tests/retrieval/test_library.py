@@ -103,7 +103,7 @@ def test_a_change_that_replaces_its_own_document_leaves_no_vector(library: Libra
     document = NewDocument("default", "a", "A", "text/plain", "", "", None, "one", [NewPassage(0, 3, None, "", "one")])
     shared = library._indexes.embedder
     embedded = shared.encode_passages([passage_text("A", "", "one")])
-    assert library._commit([(document, embedded), (document, embedded)], shared)
+    assert library._commit([(document, embedded), (document, embedded)], shared, True)
     assert with_vectors(library) == 2 == library._store.counts()[1]
 
 
@@ -299,3 +299,21 @@ def test_encoding_by_length_keeps_the_order(embedder: HashingEmbedder):
     np.testing.assert_allclose([each.vector for each in passages], embedder.encode(texts), atol=1e-6)
     assert shared.encode([]).shape == (0, 64)
     assert SETTINGS.passage_tokens == 180
+
+
+def test_what_is_added_takes_no_answer_its_known_sentences_and_what_is_replaced_does(
+    library: Library, folder: Path, embedder: HashingEmbedder
+):
+    library.ingest_paths([folder])
+    found = library.whole.search("how many days of leave").passages
+
+    def encoded_to_quote() -> int:
+        before = embedder.encoded
+        assert library.whole.quotes("how many days of leave", found)
+        return embedder.encoded - before
+
+    assert encoded_to_quote() > 0
+    library.ingest_bytes("new.txt", b"The north gate closes at nine.")
+    assert encoded_to_quote() == 0
+    library.ingest_bytes("new.txt", b"The north gate closes at ten.")
+    assert encoded_to_quote() > 0, "text that is gone does not stay in memory"
