@@ -55,14 +55,10 @@ class RealServer:
                 return Toxics(after=0, then="stall")
             case "fails_before":
                 return Toxics(refuse=True)
-            case "fails_after" | "endless":  # a fast server would be done with 400 tokens before an abort gets in
+            case "fails_after":
                 await hang_up(backend)
                 await collect(backend, self._suite.ask(max_tokens=64, ignore_eos=True))
-                return (
-                    Toxics(after=proxy.passed // 2)
-                    if case == "fails_after"
-                    else Toxics(after=proxy.passed, then="stall")
-                )
+                return Toxics(after=proxy.passed // 2)
             case _:
                 return Toxics()
 
