@@ -18,6 +18,9 @@ fsync = off
 full_page_writes = off
 synchronous_commit = off
 wal_writer_delay = 10s
+wal_level = minimal
+max_wal_senders = 0
+max_wal_size = 64MB
 max_connections = 60
 """
 

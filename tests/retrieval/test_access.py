@@ -169,7 +169,7 @@ document = st.tuples(
 )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.lists(document, min_size=1, max_size=12),
     query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=3),
