@@ -19,7 +19,7 @@ from retrieval.errors import StoreError
 T = TypeVar("T")
 
 CONNECTIONS = 8
-WAIT_SECONDS = 10.0  # for a connection, be it that all are busy or that the server is away
+WAIT_SECONDS = 5.0  # for a connection, be it that all are busy or that the server is away
 # Names for advisory locks, which hold in one database.
 WRITING, REINDEXING = 0x72656664_0001, 0x72656664_0002
 

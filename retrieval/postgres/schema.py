@@ -76,8 +76,8 @@ CREATE INDEX tags_of_document ON tags (document);
 CREATE TABLE page_boxes (
     document bigint NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
     page integer NOT NULL,
-    width real NOT NULL,
-    height real NOT NULL,
+    width double precision NOT NULL,
+    height double precision NOT NULL,
     starts integer NOT NULL,
     ends integer NOT NULL,
     boxes bytea NOT NULL,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -343,6 +345,19 @@ def test_what_is_no_database_of_ours_says_so(
         db.execute("SELECT 1")
     guest = postgres.url.replace("postgres:@", "guest@").replace("/postgres?", "/template1?")
     assert "CREATE EXTENSION vector" in str(refused(guest, tmp_path))
+
+
+def test_sqlite_asks_for_nothing_of_postgresql(tmp_path: Path):
+    """And who wants PostgreSQL is told what to install."""
+    code = (
+        "import sys; sys.modules.update(psycopg=None, psycopg_pool=None, pgvector=None)\n"
+        "from retrieval import Library, RetrievalSettings, StoreError\n"
+        "Library.open(sys.argv[1]).close()\n"
+        "try: Library.open(sys.argv[1], settings=RetrievalSettings(database='postgresql:///db'))\n"
+        "except StoreError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert "pip install 'refdesk[postgres]'" in run.stdout, run.stderr
 
 
 def test_words_of_another_recipe_are_counted_anew(open_library: Open, folder: Path, monkeypatch: pytest.MonkeyPatch):
