@@ -186,6 +186,7 @@ def test_damaged_boxes_are_none(packed: bytes):
     assert marked(1, PageBoxes(100, 100, 5, 9, packed), 0, 100) == []
 
 
+@pytest.mark.every_place
 def test_boxes_are_kept_with_their_document_and_read_by_its_readers(library: Library):
     ada, bob = library.seen_by(Principal.of("ada", ["hr"])), library.seen_by(Principal.of("bob"))
     document = library.ingest_bytes("a.pdf", pdf_of(PAGES), readers=["group:hr"])

@@ -7,6 +7,7 @@ import pytest
 from retrieval import Library, Principal, UnknownPassage
 
 
+@pytest.mark.every_place
 def test_the_passages_around_one(library: Library):
     for name in ("a.txt", "b.txt"):
         text = " ".join(f"Pump {number} in {name} is old and loud." for number in range(200))
@@ -24,6 +25,7 @@ def test_the_passages_around_one(library: Library):
     assert ada.around(ids[0])[1].text == passages[1].text
 
 
+@pytest.mark.every_place
 def test_who_may_not_read_a_passage_reads_none_around_it(library: Library):
     document = library.ingest_bytes("a.txt", b"The wages rise. " * 200, readers=["group:hr"])
     (first, *_) = library.whole.search("wages", top_k=1).passages
