@@ -58,9 +58,8 @@ class Database:
         self._holding = threading.Lock()
         self._holder: Connection | None = None
         self._settings = settings = {"autocommit": True, "prepare_threshold": None}
-        self._address = address = make_conninfo(
-            url, **{"connect_timeout": 10, "application_name": "refdesk"} | _keys(parts, "application_name")
-        )
+        usual = {"connect_timeout": 10, "application_name": "refdesk"}
+        self._address = address = make_conninfo(url, **{key: usual[key] for key in usual if key not in parts})
         with self._translated(), psycopg.connect(address, **settings) as connection:
             # Two that open at once make the tables one after the other.
             with connection.cursor() as cursor:
@@ -93,7 +92,8 @@ class Database:
         except StoreError as error:
             if not _lost(error.__cause__):
                 raise
-        self._pool.check()
+        with self._translated():
+            self._pool.check()
         with self.reading() as cursor:
             return work(cursor)
 
@@ -220,10 +220,6 @@ def _parts(url: str) -> dict[str, Any]:
         "postgresql://USER@HOST/DATABASE, and in names and passwords %XX for what is neither letter nor digit",
         code="bad_database",
     )
-
-
-def _keys(parts: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: parts[name] for name in names if name in parts}
 
 
 def _closed() -> StoreError:
