@@ -37,13 +37,12 @@ class OpenAIWire:
             raise Unavailable(f"{config.dialect} continues no reply: leave continues_reply out")
         if config.priority and self._dialect.priorities is None:
             raise Unavailable(f"the dialect {config.dialect} knows no priorities: leave priority out")
-        self._counts = self._tokenizer is not None or self._dialect.counts is not None
         self.asks_first = not config.model or not self._dialect.knows_model
         self.capabilities = Capabilities(
             model=config.model,
             max_context_tokens=config.max_context_tokens,
             continues_reply=config.continues_reply,
-            counts_tokens=self._counts,
+            counts_tokens=self._tokenizer is not None or self._dialect.counts is not None,
         )
 
     @property

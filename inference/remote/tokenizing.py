@@ -48,16 +48,13 @@ class ModelTokenizer:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise whatever they like
             raise RequestRefused(f"the model's chat template refuses the conversation: {error}") from error
-        if self._first and self._encode("")[:1] == [self._tokenizer.bos_token_id]:
-            text = text.removeprefix(self._first)
+        first = self._tokenizer.bos_token
+        if first and self._encode("")[:1] == [self._tokenizer.bos_token_id]:
+            text = text.removeprefix(first)
         return text + self._broken_up(prompt.reply_prefix)
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.backend_tokenizer.encode(text).ids
-
-    @property
-    def _first(self) -> str:
-        return self._tokenizer.bos_token or ""
 
     def _broken_up(self, text: str) -> str:
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
