@@ -204,10 +204,11 @@ class Jobs:
                 self._threads.append(thread)
                 thread.start()
 
-    def stop(self) -> None:
-        """End the work at the next page or batch; what was at hand is queued again."""
+    def stop(self, interrupt: Callable[[], None] = lambda: None) -> None:
+        """End the work at the next page or batch, what is being parsed by `interrupt`; it is queued again."""
         with self._adding:  # not within a start
             self._stopping.set()
+        interrupt()
         self._wake_up()
         for thread in self._threads:
             thread.join()

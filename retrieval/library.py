@@ -99,7 +99,7 @@ class Library:
             self._closed = True
         if self._watching is not None:
             self._watching.stop()
-        self.jobs.stop()
+        self.jobs.stop(self._sandbox.interrupt)
         with self._ingesting:  # a run that is on ends at its next commit, what it committed stays
             self._indexes.close()
             self._close_place()

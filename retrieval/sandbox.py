@@ -48,6 +48,7 @@ class Sandbox:
         self._seconds = seconds
         self._megabytes = megabytes
         self._turn = threading.Lock()
+        self._interrupted = False
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
@@ -62,6 +63,13 @@ class Sandbox:
         with self._turn:
             self._end()
 
+    def interrupt(self) -> None:
+        """End what is being read as if it had crashed; from now on nothing is read."""
+        self._interrupted = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def _ask(self, job: Job) -> Parsed:
         with self._turn:
             fresh = self._channel is None
@@ -75,6 +83,9 @@ class Sandbox:
 
     def _answered(self, job: Job) -> Parsed:
         channel = self._started()
+        if self._interrupted:
+            self._end()
+            raise UnreadableFile(job.name, "the library was closed while it was read", "parser_crashed")
         try:
             send(channel, job)
             until = time.monotonic() + _PATIENCE * self._seconds

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from inference import (
@@ -44,6 +44,7 @@ class FakeLibrary:
         self.askers: list[Principal] = []
         self.trouble: str | None = None
         self.closed = False
+        self.served = 0
         self.jobs = FakeJobs(self)
         self._lock = threading.Lock()
 
@@ -200,8 +201,13 @@ class FakeLibrary:
     def health(self) -> str | None:
         return self.trouble
 
-    def serving(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        self.served += 1
+        try:
+            yield
+        finally:
+            self.served -= 1
 
     def notices(self) -> list[str]:
         return []

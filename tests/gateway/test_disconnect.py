@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 
+import httpx
 import pytest
 
 from tests.gateway.conftest import Live, until
@@ -135,3 +136,11 @@ def test_a_reader_that_never_reads_is_let_go_with_its_connection(config, library
         sock.close()
     assert "connection cut" in caplog.text
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_the_library_knows_while_somebody_is_answered(live, library):
+    """What is read for nobody in particular stands back meanwhile."""
+    with httpx.stream("POST", f"{live.url}/v1/answers", json={"question": QUESTION, "stream": True}) as response:
+        assert next(response.iter_lines()) == "event: sources"
+        assert library.served == 1
+    until(lambda: library.served == 0)

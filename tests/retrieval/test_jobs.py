@@ -379,6 +379,32 @@ def test_closing_queues_what_was_at_hand_again(open_library: Callable[..., Libra
     assert ended(library, job).state == "done"
 
 
+def test_closing_waits_for_no_file_that_takes_for_ever(open_library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if any(word.startswith('retrieval.formats.worker') for word in sys.orig_argv):\n"
+        "    import time\n"
+        "    from retrieval.formats import progress, reading\n"
+        "    def never(name, data):\n"
+        "        for part in progress.each(range(2)):\n"
+        "            time.sleep(1000 * part)\n"
+        "    reading.read_file = never\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    library = open_library(reader=None)
+    library.jobs.start()
+    job = library.jobs.add_upload("a.md", b"# A\n\nHello.", HERE)
+    until(lambda: library.jobs.job(OPERATOR, job.job_id).parts == 2)
+    library.close()
+    monkeypatch.delenv("PYTHONPATH")
+    library = open_library(reader=None)
+    assert (library.jobs.job(OPERATOR, job.job_id).state, library.jobs.job(OPERATOR, job.job_id).attempts) == (
+        "queued",
+        0,
+    )
+    assert ended(library, job).state == "done"
+
+
 def test_a_disk_in_trouble_stops_the_queue_for_as_long_only(library: Library, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jobs_module, "TROUBLE_SECONDS", 0.0)
     store, troubles = library.jobs._store, []
