@@ -87,12 +87,12 @@ DIALECTS: dict[DialectName, Dialect] = {
         knows_model=False,
         counts="tokenize",
     ),
-    # Continues a last message of the assistant's by itself.
+    # Continues a last message of the assistant's by itself, too, but then repeats it.
     "llamacpp": Dialect(
         off={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
         names={"repetition_penalty": "repeat_penalty"},
         lacks=frozenset({"stop_token_ids"}),
-        continues={},
+        continues={"add_generation_prompt": False, "continue_final_message": True},
         health="/health",
         knows_model=False,
         counts="template",

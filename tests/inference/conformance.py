@@ -161,6 +161,15 @@ class BackendConformance:
             assert finished.reason == "stop"
             assert text_of(deltas) == text[: text.index(stop)]
 
+    async def test_the_beginning_of_a_reply_is_continued_and_not_repeated(self, subject: Subject):
+        async with subject.open("plain") as backend:
+            if not backend.capabilities.continues_reply:
+                pytest.skip("the backend continues no reply")
+            prompt = ChatPrompt(chat().messages, reply_prefix="According to the documents, the garden")
+            deltas, _ = await collect(backend, self.ask(prompt=prompt, max_tokens=8, ignore_eos=True))
+            assert text_of(deltas)
+            assert "According to" not in text_of(deltas)
+
     # ---- errors ---------------------------------------------------------------------------
 
     async def test_a_failure_before_the_first_token_is_raised_and_gives_no_events(self, subject: Subject):

@@ -1,7 +1,7 @@
 """What every remote backend promises when the network or the server breaks, through a proxy that breaks them.
 
 A test module subclasses `RemoteConformance` and gives a `remote` fixture: an object whose `serve()` is an async context
-manager of the port of a server that answers, and whose `connect(url, **knobs)` opens a backend for it.
+manager of the port and host of a server that answers, and whose `connect(url, **knobs)` opens a backend for it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from tests.inference.conformance import ask, collect, eventually, nothing_runs, 
 from tests.inference.fault_proxy import FaultProxy, Toxics
 
 SHORT = 2  # tokens of an answer that is cut at each of its bytes
+LONG = 24  # of one that breaks off in its middle
 SOON = 0.05  # seconds of the timeouts that are to run out
 
 
 class Remote(Protocol):
-    def serve(self) -> AbstractAsyncContextManager[int]: ...
+    def serve(self) -> AbstractAsyncContextManager[tuple[int, str]]: ...
 
     def connect(self, url: str, **knobs) -> Backend: ...
 
@@ -39,7 +40,7 @@ class RemoteConformance:
     @asynccontextmanager
     async def through(self, remote: Remote, **knobs):
         """A backend behind a proxy; at the end nothing of it is left."""
-        async with remote.serve() as port, FaultProxy(port) as proxy:
+        async with remote.serve() as address, FaultProxy(*address) as proxy:
             backend = remote.connect(proxy.url, **knobs)
             await backend.health()  # what is asked once is asked before anything breaks
             try:
@@ -49,10 +50,11 @@ class RemoteConformance:
             await eventually(lambda: not proxy.open_connections)
             await nothing_runs(backend)
 
-    async def whole_answer(self, backend: Backend, proxy: FaultProxy) -> tuple[str, int]:
+    async def whole_answer(self, backend: Backend, proxy: FaultProxy, tokens: int = SHORT) -> tuple[str, int]:
         """The text of an undisturbed answer, and the bytes that it came in."""
         await hang_up(backend)
-        deltas, _ = await collect(backend, self.asking())
+        deltas, _ = await collect(backend, self.asking(max_tokens=tokens))
+        await hang_up(backend)
         return text_of(deltas), proxy.passed
 
     @pytest.mark.parametrize(("then", "sparser"), [("close", 1), ("reset", 7)])
@@ -87,28 +89,28 @@ class RemoteConformance:
             proxy.toxics = Toxics(slices=(1,) * size)
             assert text_of((await collect(backend, self.asking()))[0]) == text
 
-    @pytest.mark.parametrize("where", [0, 5, 0.4, 0.7])
+    @pytest.mark.parametrize("where", [0, 5, 0.3, 0.6])
     async def test_silence_times_out_and_closes_the_connection(self, remote: Remote, where: float):
         """`where`: bytes, or the share of the answer that has come."""
         async with self.through(remote, first_token_timeout=30.0) as (backend, proxy):
-            _, size = await self.whole_answer(backend, proxy)
+            _, size = await self.whole_answer(backend, proxy, LONG)
             after = int(where * size) if isinstance(where, float) else where
         async with self.through(remote, first_token_timeout=SOON, token_timeout=SOON) as (backend, proxy):
             await hang_up(backend)
             left = proxy.clients_left
             proxy.toxics = Toxics(after=after, then="stall")
             with pytest.raises(TimedOut):
-                await collect(backend, self.asking())
+                await collect(backend, self.asking(max_tokens=LONG))
             await proxy.client_left(left + 1)
 
     async def test_what_breaks_off_after_a_token_is_never_asked_again(self, remote: Remote):
         async with self.through(remote) as (backend, proxy):
-            _, size = await self.whole_answer(backend, proxy)
+            _, size = await self.whole_answer(backend, proxy, LONG)
             await hang_up(backend)
             before = proxy.connections
-            proxy.toxics = Toxics(after=int(size * 0.75), then="reset")
+            proxy.toxics = Toxics(after=size // 2, then="reset")
             with pytest.raises(BackendError):
-                await collect(backend, self.asking())
+                await collect(backend, self.asking(max_tokens=LONG))
             assert proxy.connections == before + 1
 
     async def test_a_server_that_drops_connections_is_unavailable_after_one_retry(self, remote: Remote):
@@ -140,13 +142,13 @@ class RemoteConformance:
 
     async def test_two_hundred_failures_leave_the_connections_free(self, remote: Remote):
         async with self.through(remote) as (backend, proxy):
-            _, size = await self.whole_answer(backend, proxy)
-            proxy.toxics = Toxics(after=int(size * 0.75))
+            _, size = await self.whole_answer(backend, proxy, LONG)
+            proxy.toxics = Toxics(after=size // 2)
             await hang_up(backend)
 
             async def one(n: int) -> None:
                 with pytest.raises(BackendError):
-                    await collect(backend, self.asking(f"r{n}"))
+                    await collect(backend, self.asking(f"r{n}", max_tokens=LONG))
 
             for start in range(0, 200, 20):
                 await asyncio.gather(*(one(n) for n in range(start, start + 20)))

@@ -1,4 +1,4 @@
-"""The suite of all backends against real servers, which are given by address; faults come from a proxy before them.
+"""Both suites against real servers, which are given by address; faults come from a proxy before them.
 
     REFDESK_TEST_BACKENDS='[{"kind": "openai", "dialect": "vllm", "base_url": "http://127.0.0.1:8000"}]' \\
         python -m pytest tests/inference/test_real_servers.py
@@ -20,24 +20,31 @@ import pytest
 from inference import BackendConfig, open_backend
 from tests.inference.conformance import BackendConformance, Case, collect
 from tests.inference.fault_proxy import FaultProxy, Toxics
-from tests.inference.remote_conformance import hang_up
+from tests.inference.remote_conformance import RemoteConformance, hang_up
 
 GIVEN: list[dict[str, Any]] = json.loads(os.environ.get("REFDESK_TEST_BACKENDS", "[]"))
 
 
 class RealServer:
-    def __init__(self, settings: dict[str, Any], suite: BackendConformance):
-        self._settings = settings
+    def __init__(self, settings: dict[str, Any], suite: BackendConformance | RemoteConformance):
+        self._settings = {name: value for name, value in settings.items() if name != "lacks"}
         self._suite = suite
+        suite.lacks = frozenset(settings.get("lacks", ()))
+        parts = urlsplit(settings["base_url"])
+        self._path = parts.path
+        self.address = parts.port or 80, parts.hostname or "127.0.0.1"
+
+    def connect(self, url: str, **changed):
+        return open_backend(msgspec.convert(self._settings | {"base_url": url + self._path} | changed, BackendConfig))
+
+    @asynccontextmanager
+    async def serve(self):
+        yield self.address
 
     @asynccontextmanager
     async def open(self, case: Case):
-        parts = urlsplit(self._settings["base_url"])
-        async with FaultProxy(parts.port or 80, parts.hostname or "127.0.0.1") as proxy:
-            changed = {"base_url": proxy.url + parts.path}
-            if case == "unknown_model":
-                changed["model"] = "absent"
-            backend = open_backend(msgspec.convert(self._settings | changed, BackendConfig))
+        async with FaultProxy(*self.address) as proxy:
+            backend = self.connect(proxy.url, **({"model": "absent"} if case == "unknown_model" else {}))
             try:
                 health = await backend.health()
                 assert health.ready or case == "unknown_model", health.detail
@@ -63,12 +70,25 @@ class RealServer:
                 return Toxics()
 
 
-@pytest.mark.skipif(not GIVEN, reason="no real server is given in REFDESK_TEST_BACKENDS")
-@pytest.mark.parametrize(
+given_servers = pytest.mark.parametrize(
     "given", GIVEN, ids=lambda given: f"{given['kind']}-{given.get('dialect', given.get('flavour'))}"
 )
+needs_a_server = pytest.mark.skipif(not GIVEN, reason="no real server is given in REFDESK_TEST_BACKENDS")
+
+
+@needs_a_server
+@given_servers
 class TestRealServers(BackendConformance):
     @pytest.fixture
     def subject(self, given: dict[str, Any]) -> RealServer:
-        self.lacks = frozenset(given.get("lacks", ()))
-        return RealServer({name: value for name, value in given.items() if name != "lacks"}, self)
+        return RealServer(given, self)
+
+
+@needs_a_server
+@given_servers
+class TestRealServersBreak(RemoteConformance):
+    every = 40  # bytes: a real model takes its time
+
+    @pytest.fixture
+    def remote(self, given: dict[str, Any]) -> RealServer:
+        return RealServer(given, self)

@@ -158,7 +158,7 @@ def test_settings_that_a_server_can_not_follow_are_refused_at_the_start(settings
     [
         ("vllm", {"add_generation_prompt": False, "continue_final_message": True}),
         ("sglang", {"continue_final_message": True}),
-        ("llamacpp", {}),
+        ("llamacpp", {"add_generation_prompt": False, "continue_final_message": True}),
     ],
 )
 async def test_a_reply_is_continued_in_each_dialect(dialect: str, fields: dict):

@@ -18,11 +18,11 @@ from tests.inference.remote_conformance import RemoteConformance
 from tests.inference.tiny import save_tokenizer
 
 SERVERS = {
-    "generic": (Faithful, {}, {}),
-    "vllm": (VLLM, {"dialect": "vllm"}, {}),
+    "generic": (Faithful, {"continues_reply": True}, {}),
+    "vllm": (VLLM, {"dialect": "vllm", "continues_reply": True}, {}),
     "trtllm": (TRTLLM, {"dialect": "trtllm"}, {}),
-    "sglang": (SGLang, {"dialect": "sglang"}, {}),
-    "llamacpp": (LlamaCpp, {"dialect": "llamacpp"}, {}),
+    "sglang": (SGLang, {"dialect": "sglang", "continues_reply": True}, {}),
+    "llamacpp": (LlamaCpp, {"dialect": "llamacpp", "continues_reply": True}, {}),
     "triton trtllm": (Triton, {"flavour": "trtllm"}, {"flavour": "trtllm"}),
     "triton llmapi": (Triton, {"flavour": "llmapi"}, {"flavour": "llmapi", "text_mode": "cumulative"}),
     "triton vllm": (Triton, {"flavour": "vllm"}, {"flavour": "vllm"}),
@@ -59,7 +59,7 @@ class Kind:
     @asynccontextmanager
     async def serve(self):
         async with FakeUpstream(self.server()) as server:
-            yield int(server.url.rpartition(":")[2])
+            yield int(server.url.rpartition(":")[2]), "127.0.0.1"
 
     @asynccontextmanager
     async def open(self, case: Case):

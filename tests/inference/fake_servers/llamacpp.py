@@ -48,9 +48,12 @@ class LlamaCpp(Faithful):
             return 400, {"error": error}
         return Faithful.refuse(self, body | {"model": self.model}, chat, prompt_tokens)
 
-    async def begin(self, wire: Wire, chat: bool) -> None:
+    async def begin(self, wire: Wire, body: dict[str, Any], chat: bool) -> None:
         await wire.chunk(b":\n\n")
-        await Faithful.begin(self, wire, chat)
+        await Faithful.begin(self, wire, body, chat)
+        last = body["messages"][-1] if chat else {"role": "user"}
+        if last["role"] == "assistant" and not body.get("continue_final_message"):
+            await wire.event(self.chunk(chat, {"content": last["content"]}))
 
     async def say(self, wire: Wire, chat: bool, text: str, reason: str | None) -> None:
         await wire.event(self.chunk(chat, {"content": text}))

@@ -29,7 +29,7 @@ class Faithful(Script):
         if refusal is not None:
             return await wire.reply(*refusal)
         await wire.stream_head()
-        await self.begin(wire, chat)
+        await self.begin(wire, body, chat)
         await self.hold_first.wait()
         said = 0
         for text, reason in self.spoken(body["max_tokens"], body.get("stop") or (), bool(body.get("ignore_eos"))):
@@ -70,7 +70,7 @@ class Faithful(Script):
     def late_error(self) -> dict[str, Any]:
         return self.error(500, "engine died", "InternalServerError")
 
-    async def begin(self, wire: Wire, chat: bool) -> None:
+    async def begin(self, wire: Wire, body: dict[str, Any], chat: bool) -> None:
         if chat:
             await wire.event(self.chunk(chat, {"role": "assistant", "content": ""}))
 
