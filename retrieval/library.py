@@ -122,11 +122,9 @@ class Library:
         if self._closed:
             return "the library is closed"
         try:
-            _, passages = self._store.counts()
+            self._store.counts()
         except RetrievalError as error:
             return str(error)
-        if passages and self._indexes.embedder is None:
-            return "the vector index is not loaded"
         return None
 
     def seen_by(self, principal: Principal) -> View:
@@ -221,10 +219,12 @@ class Library:
 
     def notices(self) -> list[str]:
         """What whoever runs this should know, in words, though searches are answered."""
-        gone = self._watching.troubles if self._watching else 0
-        if not gone:
-            return []
-        return [f"watched folders that are gone or empty: {gone}; their documents stay, the log names them"]
+        notices = []
+        if gone := self._watching.troubles if self._watching else 0:
+            notices.append(f"watched folders that are gone or empty: {gone}; their documents stay, the log names them")
+        if self._indexes.embedder is None and self._store.counts()[1]:
+            notices.append("documents are found by their words alone until the model of the settings has embedded them")
+        return notices
 
     def sources(self, into: ingest.Into, path: Path) -> set[str]:
         return self._store.sources(into.collection, into.owner, ingest.printable(str(path)))

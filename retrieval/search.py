@@ -107,7 +107,7 @@ class Found(Struct, frozen=True):
 
 def found_passages(
     question: Question, candidates: Mapping[int, FoundPassage], words: Mapping[int, float]
-) -> dict[int, Found]:  # fmt: skip
+) -> dict[int, Found]:
     """`candidates` as they are stored, by number, with the scores of their words."""
     query, stored = question.vector, list(candidates.values())
     if query is None:

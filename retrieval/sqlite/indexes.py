@@ -81,7 +81,7 @@ class Indexes:
 
     @property
     def writing(self) -> SharedEmbedder:
-        return self._serving or self._wanted
+        return (self._serving if len(self.table) else None) or self._wanted
 
     @contextmanager
     def change(self) -> Iterator[Change]:
@@ -90,12 +90,14 @@ class Indexes:
             self.apply(change)
 
     def put(self, documents: Sequence[tuple[NewDocument, Sequence[Embedded]]], embedder: SharedEmbedder) -> bool:
-        self.check_dim()
         with self.store.write() as change:
             if embedder is not self.writing:
                 return False
-            if not len(self.table):
+            if not len(self.table):  # whatever model the documents had that are gone
                 change.describe_embedder(embedder.identity, embedder.dim, self._opened_by)
+                with self.lock.write():
+                    self.vectors, self._serving = None, embedder
+            self.check_dim()
             generation = self.store.generation + (self._serving is None)
             for document, embedded in documents:
                 change.put(document, embedded, generation)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PASSAGES = 64  # embedded and written together
+_LISTS = 4  # times the square root of how many passages there are
 _SAMPLED = 40  # vectors for each list, to find the lists by
 _GROWN = 4  # times as many passages as when the lists were made: they are made anew
 
@@ -42,7 +43,6 @@ class Reindexing:
         self._stopped = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._listed = 0  # passages when the lists were made
 
     def begin(self) -> None:
         """Start where something is to be made and nobody is at it."""
@@ -71,7 +71,7 @@ class Reindexing:
         made = self._indexes.vectors
         if not isinstance(made, VectorIndex) or len(made) < self._indexes.lists_from:
             return False
-        return not made.lists or len(made) >= _GROWN * max(1, self._listed)
+        return len(made) >= _GROWN * (made.lists // _LISTS) ** 2
 
     def _run(self) -> None:
         try:
@@ -134,7 +134,7 @@ class Reindexing:
         with indexes.lock.read():
             assert indexes.vectors is not None
             numbers, dim = np.sort(indexes.vectors.numbers()), indexes.vectors.dim
-        lists = 4 * math.isqrt(len(numbers))
+        lists = _LISTS * math.isqrt(len(numbers))
         sampled = numbers[:: max(1, len(numbers) // (_SAMPLED * lists))]
         made = VectorIndex.in_lists(dim, np.stack(list(store.vectors_of(sampled).values())), lists)
         for found, vectors in store.vectors(store.generation, dim):
@@ -146,6 +146,5 @@ class Reindexing:
             made.remove(np.setdiff1d(made.numbers(), now))
             for number, vector in store.vectors_of(np.setdiff1d(now, made.numbers())).items():
                 made.add(np.array([number]), vector[None])
-            self._listed = len(made)
             indexes.replace(made, self._embedder, lambda: None)
         log.info("%d passages put in %d lists in %.0f s", len(made), made.lists, time.monotonic() - started)

@@ -112,9 +112,8 @@ class Store(Database):
         """The same with the embeddings that serve."""
         join = f"LEFT JOIN embeddings e ON e.passage = p.id AND e.generation = {self.generation}"
         found: dict[int, FoundPassage] = {}
-        for number, *fields, vector, sentences in self._passage_rows(
-            principal, numbers, ", e.vector, e.sentences", join
-        ):  # fmt: skip
+        rows = self._passage_rows(principal, numbers, ", e.vector, e.sentences", join)
+        for number, *fields, vector, sentences in rows:
             whole = isinstance(vector, bytes) and len(vector) == 4 * (self.dim or 0)
             found[number] = FoundPassage(
                 _passage_row(number, fields),

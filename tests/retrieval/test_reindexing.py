@@ -80,6 +80,28 @@ def test_the_old_model_serves_until_the_new_one_has_embedded_everything(
 
 
 @pytest.mark.every_place
+def test_after_the_last_document_of_the_old_model_the_new_one_begins_afresh(
+    filled: Path, open_library: Callable[..., Library]
+):
+    new = Held(dim=48, name="other")
+    library = open_library(embedder=new, open_embedder=lambda name: new)
+    assert new.asked.wait(30)
+    for document in library.whole.documents()[0]:
+        library.whole.remove(document.document_id)
+    new.let.set()
+    library.settle()
+    library.ingest_paths([filled])
+    library.settle()
+    assert library._indexes.embedder.name == "other"
+    assert finds(library)
+    assert library.notices() == []
+    library.close()
+    again = HashingEmbedder(dim=48, name="other")
+    assert finds(open_library(embedder=again))
+    assert again.encoded == len(QUESTIONS)
+
+
+@pytest.mark.every_place
 def test_words_serve_where_the_old_model_is_gone(filled: Path, open_library: Callable[..., Library]):
     new = Held(dim=48, name="other")
     library = open_library(embedder=new, open_embedder=lambda name: new)
@@ -87,6 +109,8 @@ def test_words_serve_where_the_old_model_is_gone(filled: Path, open_library: Cal
     assert library._indexes.embedder is None
     assert finds(library)
     assert library.whole.search("fire exits").relevant, "nothing is refused that nobody can judge"
+    assert library.health() is None
+    assert "words alone" in library.notices()[0]
     new.let.set()
     library.ingest_bytes("bicycles.txt", b"Bicycles are parked behind the library.")  # by the new one
     library.settle()
@@ -199,8 +223,10 @@ def test_many_passages_are_put_in_lists(open_library: Callable[..., Library]):
     assert library.whole.search("about key777").passages[0].title == "new"
     library.close()
     library = open_library(settings=settings)
-    assert library._indexes.vectors.lists, "as they were saved"
+    saved = library._indexes.vectors
     library.settle()
+    assert library._indexes.vectors is saved, "its lists are not made again"
+    assert saved.lists
     assert library.whole.search("key33").passages[0].title == "number 33"
 
 
