@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ def write(folder: Path, name: str, lines: Sequence[str], record: Mapping[str, An
     """`name`.md of these lines, and `name`.json of the record with where it was measured."""
     (folder / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     text = json.dumps({**record, "environment": environment()}, indent=1)
+    text = re.sub(r"\[[-+.\deE,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # a row of them is a line
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
