@@ -13,6 +13,7 @@ Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 DialectName = Literal["generic", "vllm", "trtllm", "sglang", "llamacpp"]  # explained in inference/BACKENDS.md
 FlavourName = Literal["trtllm", "llmapi", "vllm"]
+RouteBy = Literal["affinity", "least_loaded", "round_robin"]  # explained in inference/routing/ROUTING.md
 Eviction = Literal["gdsf", "lru"]  # explained in inference/engine/eviction.py
 
 
@@ -134,4 +135,43 @@ class TritonConfig(
     streams: bool = True
 
 
-BackendConfig = EngineConfig | ScriptedConfig | OpenAIConfig | TritonConfig
+SingleConfig = EngineConfig | ScriptedConfig | OpenAIConfig | TritonConfig
+
+
+class ReplicaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several servers behind one model name: a `backend` of its own.
+
+    `name` is its own in a fleet, the same at every gateway: where it isn't given, the server's address.  `weight`: how
+    much it bears over the others.  `tier`: those of tier 1 are asked where none of tier 0 can be, and so on.  `share`:
+    of a canary, the part of all documents whose requests go to it, and no others do.  `max_concurrency`: the most
+    requests at once; fewer where it says that these are too many.  `cache_tokens`: what its cache holds, where it can
+    be told.  `drain`: nothing new is sent to it.  `resolve`: every address of its host's name is a replica.
+    """
+
+    backend: SingleConfig
+    name: str = ""
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    tier: Annotated[int, Meta(ge=0)] = 0
+    share: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    max_concurrency: Count = 256
+    cache_tokens: Count | None = None
+    drain: bool = False
+    resolve: bool = False
+
+
+class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fleet", forbid_unknown_fields=True):
+    """Several servers behind one model name (inference/routing/ROUTING.md).
+
+    `route_by` "affinity" sends a request where its documents were read before, unless others wait there for longer than
+    that saves; "least_loaded" where the fewest run; "round_robin" to each in turn.  `document_order`: documents of a
+    prompt stand by "relevance", or in the "planned" order whose beginning the chosen server holds already, or as the
+    engine's other orders.  `served_name`: the model's name, where it isn't the first replica's.
+    """
+
+    replicas: Annotated[list[ReplicaConfig], Meta(min_length=1)]
+    route_by: RouteBy = "affinity"
+    document_order: DocumentOrder = "relevance"
+    served_name: str | None = None
+
+
+BackendConfig = SingleConfig | FleetConfig

@@ -1,0 +1,58 @@
+"""In which order a prompt's documents are best sent to a replica: the one whose beginning it holds already.
+
+The same question that `inference.engine.ordering` answers over the engine's own blocks, asked of a record of what a
+server elsewhere was sent.
+"""
+
+from __future__ import annotations
+
+from inference.prompt import DocumentOrder
+from inference.routing.path import Chain
+from inference.routing.record import Record
+
+DISPLACEMENT = 2.0  # tokens that a place from its rank must save
+MARGIN = 16.0  # tokens that another order than that of relevance must save
+VISITS = 200
+
+Order = tuple[int, ...]
+
+
+def plan(chain: Chain, record: Record, how: DocumentOrder) -> Order:
+    """The documents' ranks in the order to send them in.  "best_first" leaves the most relevant where it is; what the
+    replica holds is all one to "relevance" and "canonical"."""
+    ranks = chain.asked.ranks
+    if how == "canonical":
+        return canonical(chain)
+    if how == "relevance" or len(ranks) < 2 or not all(name in record for name, _ in chain.head):
+        return ranks
+    documents = chain.asked.documents
+    best, most = ranks, _along(chain, record, ranks) + MARGIN
+    stack: list[tuple[Order, float]] = [((), 0.0)]
+    for _ in range(VISITS):
+        if not stack:
+            break
+        path, tokens = stack.pop()
+        whole = path + tuple(rank for rank in ranks if rank not in path)
+        score = tokens - DISPLACEMENT * sum(abs(at - rank) for at, rank in enumerate(whole))
+        if path and score > most:
+            best, most = whole, score
+        ahead = whole[len(path) :] if path or how == "planned" else ranks[:1]
+        for rank in reversed(ahead):  # the most relevant first
+            longer = (*path, rank)
+            if chain.through(longer) in record:
+                stack.append((longer, tokens + documents[rank].tokens))
+    return best
+
+
+def canonical(chain: Chain) -> Order:
+    """The same for the same documents, however they are ranked."""
+    return tuple(sorted(chain.asked.ranks, key=lambda rank: (chain.asked.documents[rank].name, rank)))
+
+
+def _along(chain: Chain, record: Record, order: Order) -> float:
+    tokens = 0.0
+    for end, rank in enumerate(order, 1):
+        if chain.through(order[:end]) not in record:
+            break
+        tokens += chain.asked.documents[rank].tokens
+    return tokens

@@ -1,0 +1,67 @@
+"""What a replica's prefix cache holds, as far as one gateway can know: what it was sent, corrected by what it says.
+
+Servers with OpenAI's API don't tell what they hold, but most tell of each request how many of its tokens were cached.
+So the record is an LRU of the prompts' beginnings, bounded by the size of the cache where that is known; where a server
+found less than the record promised, what it promised is forgotten.  (An approximate index of prefixes, as llm-d's and
+Dynamo's without events.)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from inference.routing.path import Name
+
+MOST = 16_384  # beginnings of prompts, a few megabytes
+DOUBT = 0.7  # of what was promised must be found: caches hold whole blocks, and lengths are estimated
+
+
+class Record:
+    """`tokens`: what the replica's cache holds, None where unknown."""
+
+    def __init__(self, tokens: float | None = None):
+        self.capacity = tokens
+        self._held: OrderedDict[Name, float] = OrderedDict()
+        self._tokens = 0.0
+
+    def __contains__(self, name: Name) -> bool:
+        return name in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def overlap(self, along: Sequence[tuple[Name, float]]) -> float:
+        """Tokens of the longest beginning of `along` that is held."""
+        found = 0.0
+        for name, tokens in along:
+            if name not in self._held:
+                break
+            found += tokens
+        return found
+
+    def note(self, along: Sequence[tuple[Name, float]]) -> None:
+        """The replica was sent `along`.  What is nearer to the beginning outlives what stands behind it."""
+        for name, tokens in reversed(along):
+            if name not in self._held:
+                self._tokens += tokens
+            self._held[name] = tokens
+            self._held.move_to_end(name)
+        while len(self._held) > MOST or (self.capacity is not None and self._tokens > self.capacity and self._held):
+            self._tokens -= self._held.popitem(last=False)[1]
+
+    def correct(self, along: Sequence[tuple[Name, float]], promised: float, found: float) -> None:
+        """The cache held `found` of `along`, where the record had `promised` so many: both shares of all of it."""
+        if found >= DOUBT * promised:
+            return
+        all_tokens = sum(tokens for _, tokens in along)
+        before = 0.0
+        for name, tokens in along:
+            before += tokens
+            if before > found * all_tokens and name in self._held:
+                self._tokens -= self._held.pop(name)
+
+    def forget(self) -> None:
+        """The replica was started anew."""
+        self._held.clear()
+        self._tokens = 0.0
