@@ -7,7 +7,7 @@
     [backend]
     kind = "scripted"            REFDESK_BACKEND__KIND=scripted
     [[watch]]
-    path = "/srv/handbook"       only in the file
+    path = "/srv/handbook"       only in the file, as are [[backend.replicas]]
 
 The environment wins over the file, the command line over both.  A key, type or value that
 isn't known raises `ConfigError` with one line that names the key and what it may be.
@@ -21,13 +21,13 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from gateway.naming import DEFAULT_COLLECTION, collection_name
-from inference import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig, TritonConfig
+from inference import BackendConfig, EngineConfig
 from retrieval import RetrievalSettings, Watch
 from retrieval.ingest import Into
 
@@ -35,7 +35,6 @@ PREFIX = "REFDESK_"
 FILE_NAME = "refdesk.toml"
 # Read by the command line itself, not settings of a server.
 NOT_SETTINGS = {"REFDESK_CONFIG", "REFDESK_URL"}
-BACKENDS = {"engine": EngineConfig, "scripted": ScriptedConfig, "openai": OpenAIConfig, "triton": TritonConfig}
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -182,7 +181,8 @@ def load_config(
         _put(settings, key.split("."), value)
         variables.pop(key, None)
     if isinstance(settings.get("backend"), dict):
-        settings["backend"] = {"kind": "engine"} | settings["backend"]
+        usual = "fleet" if "replicas" in settings["backend"] else "engine"
+        settings["backend"] = {"kind": usual} | settings["backend"]
     try:
         # Lax, since the environment knows only strings.
         config = msgspec.convert(settings, Config, strict=False)
@@ -233,27 +233,45 @@ def _explain(message: str, settings: Mapping[str, Any]) -> tuple[str, str]:
     """The dotted key that msgspec's message is about, and a sentence that says what is allowed there."""
     what, _, where = message.partition(" - at `$")
     section = where.rstrip("`").lstrip(".")
+    owners, kind = _place(section, settings)
     unknown = re.search(r"unknown field `(.*)`", what)
     missing = re.search(r"missing required field `(.*)`", what)
     key = ".".join(part for part in (section, (unknown or missing or [None, ""])[1]) if part)
     if unknown:
-        return key, f"{key} is not a setting; allowed here: {', '.join(_allowed(section, settings))}"
+        return key, f"{key} is not a setting; allowed here: {', '.join(_names(owners, kind))}"
     if missing:
         return key, f"{key} is missing"
-    if key == "backend.kind":
-        return key, f"backend.kind: {settings['backend']['kind']!r} is not a backend; allowed: {', '.join(BACKENDS)}"
+    if key.endswith("backend.kind"):
+        return key, f"{key}: {kind!r} is not a backend; allowed: {', '.join(owners)}"
     return key, f"{key}: {what[:1].lower()}{what[1:]}"
 
 
-def _allowed(section: str, settings: Mapping[str, Any]) -> list[str]:
-    match section.partition("[")[0]:
-        case "":
-            owner = Config
-        case "backend":
-            owner = BACKENDS[settings["backend"]["kind"]]
-        case "watch":
-            owner = WatchConfig
-        case _:
-            owner = next(field.type for field in msgspec.structs.fields(Config) if field.name == section)
+def _place(where: str, settings: Mapping[str, Any]) -> tuple[dict[str | None, type[msgspec.Struct]], Any]:
+    """(the structs that may stand there by their `kind`, the `kind` of what does)."""
+    found: Any = settings
+    owners = _owners(Config)
+    kind = None
+    for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", where):
+        if name == "kind":
+            break
+        owner = owners[kind] if kind in owners else next(iter(owners.values()))
+        owners = _owners(get_type_hints(owner, include_extras=True)[name])
+        found = found[name][int(index)] if index else found[name]
+        kind = found.get("kind") if isinstance(found, dict) else None
+    return owners, kind
+
+
+def _owners(annotation: Any) -> dict[str | None, type[msgspec.Struct]]:
+    """The structs in a type, by their tag."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return {annotation.__struct_config__.tag: annotation}
+    owners: dict[str | None, type[msgspec.Struct]] = {}
+    for part in get_args(annotation):
+        owners |= _owners(part)
+    return owners
+
+
+def _names(owners: Mapping[str | None, type[msgspec.Struct]], kind: str | None) -> list[str]:
+    owner = owners.get(kind) or next(iter(owners.values()))
     names = [field.encode_name for field in msgspec.structs.fields(owner)]
-    return ["kind", *names] if section == "backend" else names
+    return ["kind", *names] if kind in owners and kind is not None else names

@@ -15,7 +15,15 @@ from inference.backend import (
     TokenLogprob,
     Usage,
 )
-from inference.config import BackendConfig, EngineConfig, OpenAIConfig, ScriptedConfig, TritonConfig
+from inference.config import (
+    BackendConfig,
+    EngineConfig,
+    FleetConfig,
+    OpenAIConfig,
+    ReplicaConfig,
+    ScriptedConfig,
+    TritonConfig,
+)
 from inference.errors import (
     BackendError,
     BadUpstream,
@@ -42,6 +50,7 @@ __all__ = [
     "EngineConfig",
     "FinishReason",
     "Finished",
+    "FleetConfig",
     "GenerationEvent",
     "GenerationFailed",
     "GenerationRequest",
@@ -52,6 +61,7 @@ __all__ = [
     "Priority",
     "Prompt",
     "PromptTooLong",
+    "ReplicaConfig",
     "RequestRefused",
     "Sampling",
     "ScriptedConfig",
@@ -80,6 +90,10 @@ def open_backend(config: BackendConfig) -> Backend:
             from inference.scripted import ScriptedBackend
 
             return ScriptedBackend(config)
+        case FleetConfig():
+            from inference.routing import FleetBackend
+
+            return FleetBackend(config, open_backend)
         case OpenAIConfig() | TritonConfig():
             from inference.remote import open_remote
 

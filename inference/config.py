@@ -158,6 +158,18 @@ class ReplicaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     drain: bool = False
     resolve: bool = False
 
+    def __post_init__(self) -> None:
+        if self.resolve and not (
+            isinstance(self.backend, OpenAIConfig | TritonConfig) and self.backend.base_url.startswith("http://")
+        ):
+            raise ValueError("resolve is for servers with an http:// address: a certificate names the host")
+
+    @property
+    def own_name(self) -> str:
+        if self.name:
+            return self.name
+        return self.backend.base_url if isinstance(self.backend, OpenAIConfig | TritonConfig) else self.backend.model
+
 
 class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fleet", forbid_unknown_fields=True):
     """Several servers behind one model name (inference/routing/ROUTING.md).
@@ -172,6 +184,13 @@ class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     route_by: RouteBy = "affinity"
     document_order: DocumentOrder = "relevance"
     served_name: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [replica.own_name for replica in self.replicas]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two replicas are called {twice!r}: give each a name of its own")
+        if sum(replica.share or 0 for replica in self.replicas) >= 1 or all(replica.share for replica in self.replicas):
+            raise ValueError("the shares of canaries leave nothing to the others")
 
 
 BackendConfig = SingleConfig | FleetConfig

@@ -9,7 +9,7 @@ Dynamo's without events.)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from inference.routing.path import Name
 
@@ -23,6 +23,7 @@ class Record:
     def __init__(self, tokens: float | None = None):
         self.capacity = tokens
         self._held: OrderedDict[Name, float] = OrderedDict()
+        self._settled: set[Name] = set()
         self._tokens = 0.0
 
     def __contains__(self, name: Name) -> bool:
@@ -32,13 +33,12 @@ class Record:
         return len(self._held)
 
     def overlap(self, along: Sequence[tuple[Name, float]]) -> float:
-        """Tokens of the longest beginning of `along` that is held."""
-        found = 0.0
-        for name, tokens in along:
-            if name not in self._held:
-                break
-            found += tokens
-        return found
+        """Tokens of the longest beginning of `along` that is held, or will be: it was sent already."""
+        return _length(along, self._held)
+
+    def promised(self, along: Sequence[tuple[Name, float]]) -> float:
+        """Tokens of the longest beginning that has been computed for somebody."""
+        return _length(along, self._settled)
 
     def note(self, along: Sequence[tuple[Name, float]]) -> None:
         """The replica was sent `along`.  What is nearer to the beginning outlives what stands behind it."""
@@ -48,7 +48,11 @@ class Record:
             self._held[name] = tokens
             self._held.move_to_end(name)
         while len(self._held) > MOST or (self.capacity is not None and self._tokens > self.capacity and self._held):
-            self._tokens -= self._held.popitem(last=False)[1]
+            self._drop(next(iter(self._held)))
+
+    def settle(self, along: Sequence[tuple[Name, float]]) -> None:
+        """The replica has computed what it was sent as `along`."""
+        self._settled.update(name for name, _ in along if name in self._held)
 
     def correct(self, along: Sequence[tuple[Name, float]], promised: float, found: float) -> None:
         """The cache held `found` of `along`, where the record had `promised` so many: both shares of all of it."""
@@ -59,9 +63,23 @@ class Record:
         for name, tokens in along:
             before += tokens
             if before > found * all_tokens and name in self._held:
-                self._tokens -= self._held.pop(name)
+                self._drop(name)
 
-    def forget(self) -> None:
-        """The replica was started anew."""
-        self._held.clear()
-        self._tokens = 0.0
+    def forget(self, along: Sequence[tuple[Name, float]]) -> None:
+        """What was sent as `along` may never have been computed."""
+        for name, _ in along:
+            if name in self._held and name not in self._settled:
+                self._drop(name)
+
+    def _drop(self, name: Name) -> None:
+        self._tokens -= self._held.pop(name)
+        self._settled.discard(name)
+
+
+def _length(along: Sequence[tuple[Name, float]], names: Container[Name]) -> float:
+    found = 0.0
+    for name, tokens in along:
+        if name not in names:
+            break
+        found += tokens
+    return found

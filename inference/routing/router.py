@@ -4,11 +4,11 @@
     ticket.first_token()    its prompt has been read
     ticket.ended(...)       takes it off again, and notes how it went
 
-By affinity the replica is chosen at which the first token is expected soonest, in tokens of work: those that others wait
-for there, those of this prompt that it doesn't hold yet (dearer, since computing again what another replica
-holds is lost to all), and something for each stream that runs.  Where nobody is known to hold a document, a part of it
-is taken to lie where rendezvous hashing puts it: so gateways that know nothing of each other send it to the same
-replica.  (The sum is Dynamo's; the home is consistent hashing with bounded loads, Mirrokni et al. 2018, in spirit.)
+By affinity the replica is chosen at which the first token is expected soonest, in tokens of work: those that others
+wait for there, those of this prompt that it doesn't hold yet (dearer, since computing again what another replica holds
+is lost to all), and something for each stream that runs.  Where nobody is known to hold a document, a part of it is
+taken to lie where rendezvous hashing puts it: so gateways that know nothing of each other send it to the same replica.
+  (The sum is Dynamo's; the home is consistent hashing with bounded loads, Mirrokni et al. 2018, in spirit.)
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Replica:
     circuit: Circuit = field(default_factory=Circuit)
     limit: Limit = field(default_factory=lambda: Limit(1024))
     running: int = 0
+    sent: int = 0
     unread: float = 0.0  # tokens of prompts whose first token has not come
     rests_until: float = 0.0  # it said when to come again
 
@@ -76,10 +77,11 @@ class Ticket:
         self.order = order
         self._along = along
         whole = sum(tokens for _, tokens in along)
-        self._promised = held / whole if whole else 0.0
+        self._promised = replica.record.promised(along) / whole if whole else 0.0
         self._uncached = whole - held
         self._open = True
         replica.running += 1
+        replica.sent += 1
         replica.unread += self._uncached
         replica.record.note(along)
 
@@ -87,7 +89,8 @@ class Ticket:
         """Its prompt has been read: what it took stands before nobody any more."""
         self.replica.unread -= self._uncached
         self._uncached = 0.0
-        self.replica.circuit.succeeded()
+        self.replica.record.settle(self._along)
+        self.replica.circuit.answered()
 
     def usage(self, prompt_tokens: int | None, cached_tokens: int | None) -> None:
         """What the server said of its cache."""
@@ -95,20 +98,27 @@ class Ticket:
             self.replica.record.correct(self._along, self._promised, cached_tokens / prompt_tokens)
 
     def ended(self) -> None:
-        """Well, or by the caller's will."""
+        """The answer is whole."""
         if self._leave():
+            self.replica.circuit.succeeded()
             self.replica.limit.ended_well(self.replica.running + 1)
 
+    def left(self) -> None:
+        """Nobody wants the answer any more, or the caller was at fault.  After any other end it does nothing."""
+        if self._leave():
+            self.replica.record.forget(self._along)
+
     def failed(self, now: float) -> None:
-        """The replica is at fault; what it was sent may not have arrived."""
+        """The replica is at fault."""
         if self._leave():
             self.replica.circuit.failed(now)
-            self.replica.record.correct(self._along, 1.0, 0.0)
+            self.replica.record.forget(self._along)
 
     def refused(self, now: float, retry_after: float | None) -> None:
         """The replica has too much to do."""
         if self._leave():
             self.replica.limit.refused(self.replica.running, now)
+            self.replica.record.forget(self._along)
             if retry_after is not None:
                 self.replica.rests_until = now + min(retry_after, MOST_RETRY_SECONDS)
 
@@ -136,9 +146,13 @@ class Router:
         self._weights = weights
         self._turn = 0
 
-    def route(self, chain: Chain, now: float, without: Iterable[Replica] = ()) -> Ticket:
-        """Choose a replica that isn't among those `without` and count the request there.  Raises Overloaded where those
-        that could be asked have enough to do, Unavailable where none can be reached."""
+    def route(
+        self, chain: Chain, now: float, without: Iterable[Replica] = (), order: DocumentOrder | None = None
+    ) -> Ticket:
+        """Choose a replica that isn't among those `without` and count the request there; its documents in `order`, or
+        in the router's.  Raises Overloaded where those that could be asked have enough to do, Unavailable where none
+        can be reached."""
+        order = order or self.order
         able = [replica for replica in self.replicas if replica not in without and replica.admits(now)]
         if not able:
             raise self._refusal(now)
@@ -146,13 +160,13 @@ class Router:
         able = self._by_share([replica for replica in able if replica.tier == tier], chain)
         match self.by:
             case "affinity":
-                return self._nearest(able, chain)
+                return self._nearest(able, chain, order)
             case "least_loaded":
                 chosen = min(able, key=lambda replica: (replica.running / replica.weight, replica.name))
             case "round_robin":
                 self._turn += 1
                 chosen = able[self._turn % len(able)]
-        return self._ticket(chosen, chain)
+        return self._ticket(chosen, chain, order)
 
     def _by_share(self, able: list[Replica], chain: Chain) -> list[Replica]:
         """The canary whose documents these are, or those that are none."""
@@ -166,14 +180,14 @@ class Router:
                 return [canary]
         return [replica for replica in able if replica.share is None]
 
-    def _nearest(self, able: list[Replica], chain: Chain) -> Ticket:
+    def _nearest(self, able: list[Replica], chain: Chain, how: DocumentOrder) -> Ticket:
         weights, key, best = self._weights, chain.key, None
         claims = {replica: claim(key, replica.name, replica.weight) for replica in able}
         home = max(able, key=claims.__getitem__)
         documents, whole = chain.asked.documents, chain.asked.tokens
         at_home = sum(piece.tokens for piece in (*chain.asked.head, *documents[:1]))
         for replica in able:
-            order = plan(chain, replica.record, self.order)
+            order = plan(chain, replica.record, how)
             along = chain.along(order)
             held = replica.record.overlap(along)
             assumed = max(held, weights.home * at_home) if replica is home else held
@@ -184,8 +198,8 @@ class Router:
         assert best is not None
         return Ticket(*best[1:])
 
-    def _ticket(self, replica: Replica, chain: Chain) -> Ticket:
-        order = plan(chain, replica.record, self.order)
+    def _ticket(self, replica: Replica, chain: Chain, how: DocumentOrder) -> Ticket:
+        order = plan(chain, replica.record, how)
         along = chain.along(order)
         return Ticket(replica, order, along, replica.record.overlap(along))
 

@@ -22,15 +22,11 @@ class Circuit:
         self._most_seconds = most_seconds
         self._failures = 0
         self._opened = 0
-        self._until = 0.0
+        self.until = 0.0  # while open: when to look at the replica
 
     def admits(self, running: int) -> bool:
         """Whether a request may be sent, beside `running` others."""
         return self.state == "closed" or (self.state == "half_open" and running == 0)
-
-    def wants_a_look(self, now: float) -> bool:
-        """Whether it has been open for long enough."""
-        return self.state == "open" and now >= self._until
 
     def looked(self, ready: bool, now: float) -> None:
         """Somebody looked while it was open."""
@@ -46,14 +42,19 @@ class Circuit:
         if self.state == "half_open" or (self.state == "closed" and self._failures >= self._opens_after):
             self._open(now)
 
+    def answered(self) -> None:
+        """A first token came.  What was sent before it opened may still be answered: that closes nothing."""
+        if self.state == "half_open":
+            self.state = "closed"
+
     def succeeded(self) -> None:
-        """What was sent before it opened may still succeed: that closes nothing."""
-        if self.state != "open":
-            self.state, self._failures, self._opened = "closed", 0, 0
+        """An answer came to its end."""
+        if self.state == "closed":
+            self._failures = self._opened = 0
 
     def _open(self, now: float) -> None:
         self.state = "open"
-        self._until = now + min(self._most_seconds, self._open_seconds * 2**self._opened)
+        self.until = now + min(self._most_seconds, self._open_seconds * 2**self._opened)
         self._opened = min(self._opened + 1, 16)
 
 
