@@ -92,23 +92,28 @@ def serve(
     """Serve the search page and the API.
 
     The page is at /, the API's description at /schema.  SIGTERM and Ctrl-C let open answers
-    finish for server.drain_seconds.
+    finish for server.drain_seconds; SIGHUP reads the configuration again, for a fleet whose
+    replicas change.
     """
-    config = load(
-        config_path,
-        data,
-        server__host=host,
-        server__port=port,
-        backend__model=model,
-        backend__quantization=quantization,
-    )
+
+    def read() -> Config:
+        return load(
+            config_path,
+            data,
+            server__host=host,
+            server__port=port,
+            backend__model=model,
+            backend__quantization=quantization,
+        )
+
+    config = read()
     from gateway.serving import address_of, bind, leave
     from gateway.serving import serve as run
 
     sock = bind(config.server.host, config.server.port)
     address = address_of(sock)
     click.echo(f"refdesk: loading {config.data_dir}")
-    run(config, sock, on_ready=lambda: click.echo(f"refdesk: ready at {address}"))
+    run(config, sock, on_ready=lambda: click.echo(f"refdesk: ready at {address}"), reread=read)
     leave(0)
 
 

@@ -23,7 +23,8 @@ from gateway.config import Config, ConfigError
 from gateway.errors import NotReady, ShuttingDown
 from gateway.metering import Metrics
 from gateway.warming import Warming
-from inference import Backend, EngineConfig, open_backend
+from inference import Backend, BackendError, EngineConfig, FleetConfig, open_backend
+from inference.routing import FleetBackend
 from retrieval import ANYBODY, Library
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,23 @@ class Desk:
         """Begin to open what wasn't handed in; then warm until somebody asks."""
         self._opening.append(asyncio.create_task(self._open_all()))
 
+    async def reload(self, config: Config) -> list[str]:
+        """Take on what can change while serving, the replicas of a fleet.  What changed, in words; raises ConfigError,
+        and then nothing has."""
+        now = self.config
+        others = [name for name in config.__struct_fields__ if getattr(config, name) != getattr(now, name)]
+        news = []
+        if "backend" in others:
+            others.remove("backend")
+            if not isinstance(self.backend, FleetBackend) or not isinstance(config.backend, FleetConfig):
+                raise ConfigError("backend: only a fleet's replicas can change while it serves; this takes a restart")
+            try:
+                news = await self.backend.update(config.backend)
+            except BackendError as error:
+                raise ConfigError(f"backend: {error}") from error
+            self.config = msgspec.structs.replace(now, backend=config.backend)
+        return news + [f"{name}: what changed there takes a restart" for name in others]
+
     def give_way(self) -> None:
         """Somebody asks the model: what is done for nobody ends.  Before it can answer, nobody has asked."""
         if not self.lacking():
@@ -209,7 +227,9 @@ class Desk:
     def _open_library(self) -> Library:
         # Beside our engine the embedder works alone: a second team of OpenMP threads makes more threads than
         # cores, at which libgomp stops spinning between operations and a decode step takes half as long again.
-        beside_engine = isinstance(self.config.backend, EngineConfig)
+        backend = self.config.backend
+        each = [replica.backend for replica in backend.replicas] if isinstance(backend, FleetConfig) else [backend]
+        beside_engine = any(isinstance(config, EngineConfig) for config in each)
         library = open_library(self.config, threads=1 if beside_engine else None)
         try:
             library.warm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -78,13 +79,20 @@ class Metrics:
 
 
 class _Snapshot:
-    """A backend's numbers as a registry of their own, for one scrape."""
+    """A backend's numbers as a registry of their own, for one scrape.  A name may end in `{replica="…"}`."""
 
     def __init__(self, values: dict[str, float]):
         self._values = values
 
     def collect(self) -> Iterator[Metric]:
+        families: dict[str, Any] = {}
         for name, value in sorted(self._values.items()):
-            family: Any = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            name, _, label = name.partition("{replica=")
+            replica = [msgspec.json.decode(label.removesuffix("}"))] if label else []
             full = f"refdesk_{name}" if name.startswith("engine_") else f"refdesk_backend_{name}"
-            yield family(full.removesuffix("_total"), "Reported by the backend", value=value)
+            if full not in families:
+                kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                labels = ["replica"] if label else []
+                families[full] = kind(full.removesuffix("_total"), "Reported by the backend", labels=labels)
+            families[full].add_metric(replica, value)
+        yield from families.values()

@@ -1,5 +1,6 @@
 """The process around the app: a bound port first, then the server, then an orderly end.
 
+SIGHUP  ──▶ the configuration is read again, and replicas join or leave
 SIGTERM ──▶ no new connections, /health/ready 503 ──drain_seconds──▶ open streams get `error`
         ──▶ library and backend closed ──▶ exit 0
 """
@@ -83,7 +84,9 @@ class Connection(AutoHTTPProtocol):
 class Server(uvicorn.Server):
     """uvicorn for one app, with our drain at the first signal and exit code 0 after it."""
 
-    def __init__(self, app: Litestar):
+    def __init__(self, app: Litestar, reread: Callable[[], Config] | None = None):
+        self._reread = reread
+        self._reloading: asyncio.Task[None] | None = None
         self._desk: Desk = app.state.desk
         drain_seconds = self._desk.config.server.drain_seconds
         config = uvicorn.Config(
@@ -99,7 +102,22 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if self._reread is not None and hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
         await super().startup(sockets)
+
+    def _begin_reload(self) -> None:
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        try:
+            news = await self._desk.reload(self._reread())
+        except Exception as error:  # whatever it is, what was serving goes on
+            print(f"refdesk: the configuration was not taken on: {error}", file=sys.stderr, flush=True)
+            return
+        for each in news or ["nothing has changed"]:
+            print(f"refdesk: {each}", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
@@ -116,11 +134,13 @@ def serve(
     library: Library | None = None,
     backend: Backend | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    reread: Callable[[], Config] | None = None,
 ) -> None:
-    """Serve until a signal.  Raises what kept the library or the backend from opening."""
+    """Serve until a signal; `reread` the configuration at SIGHUP.  Raises what kept the library or the backend from
+    opening."""
     app = create_app(config, library=library, backend=backend)
     desk: Desk = app.state.desk
-    server = Server(app)
+    server = Server(app, reread)
 
     def fail() -> None:
         server.should_exit = True
