@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from loadtests import report
 from loadtests.shapes import Spikes
@@ -86,6 +87,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def served(
     data: Path | None, port: int | None, how: str = "demo", settings: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[str]:
+    """The address of `started`.  Raises RunError, too, if the server stopped by itself."""
+    with started(data, port, how, settings) as server:
+        yield server.url
+        server.must_run()
+
+
+class Started(NamedTuple):
+    """A server that was started: where it is, and its process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    output: Any
+
+    def must_run(self) -> None:
+        if self.process.poll() is not None:
+            code = self.process.returncode
+            raise RunError(f"the server stopped during the run (exit code {code}):\n{_tail(self.output)}")
+
+
+@contextlib.contextmanager
+def started(
+    data: Path | None, port: int | None, how: str = "demo", settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Started]:
     """A server of our own while the block runs, `demo` (the sample corpus goes in if the store is empty) or `serve`,
     with these `settings` by name of their variable.
 
@@ -102,9 +126,7 @@ def served(
         )
         try:
             _wait_until_ready(url, server, output)
-            yield url
-            if server.poll() is not None:
-                raise RunError(f"the server stopped during the run (exit code {server.returncode}):\n{_tail(output)}")
+            yield Started(url, server, output)
         finally:
             stop(server)
 

@@ -153,6 +153,39 @@ async def test_a_request_waits_for_no_replica_that_is_gone_and_finds_it_when_it_
             await again.__aexit__()
 
 
+async def test_a_replica_that_dies_loses_nothing_before_its_first_token():
+    """Of fifty at each, ten have a first token when one of the two dies; the others are answered elsewhere."""
+    held = [VLLM(hold_first=asyncio.Event()), VLLM(hold_first=asyncio.Event())]
+    speaking = [VLLM(hold_after_first=asyncio.Event()), VLLM(hold_after_first=asyncio.Event())]
+
+    def answer(number: int):
+        def of_both(wire, request):
+            begun = b"begun" in request.body
+            return (speaking if begun else held)[number](wire, request)
+
+        return of_both
+
+    async with fleet(answer(0), answer(1), route_by="round_robin") as (backend, servers):
+        begun = [backend.generate(ask(f"b{n}", prompt=chat("begun?"))) for n in range(20)]
+        for stream in begun:
+            await anext(stream)
+        waiting = [asyncio.create_task(collect(backend, ask(f"w{n}"))) for n in range(80)]
+        await eventually(lambda: [asked(server) for server in servers] == [50, 50])
+        await servers[0].__aexit__()
+        await eventually(lambda: asked(servers[1]) == 90)
+        held[1].hold_first.set()
+        assert len(await asyncio.gather(*waiting)) == 80
+        speaking[1].hold_after_first.set()
+        outcomes = []
+        for stream in begun:
+            try:
+                outcomes.append([event async for event in stream][-1].reason)
+            except BadUpstream:
+                outcomes.append("cut")
+        assert sorted(outcomes) == ["cut"] * 10 + ["length"] * 10
+        assert backend.metrics()["fleet_retries_total"] == 40
+
+
 async def test_the_next_tier_is_asked_where_nobody_of_the_first_can_be():
     tiers = [{}, {"tier": 1}]
     async with fleet(VLLM(), VLLM(), each=tiers) as (backend, servers):
