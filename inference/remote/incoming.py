@@ -28,6 +28,7 @@ class Incoming:
         self.stopped = False
         self.ended = False
         self.tokens = 0
+        self._unshown = 0  # tokens that have given no text yet: half a character, or the beginning of a stop string
         self.reason: FinishReason | None = None
         self.corrected = False
         self.max_tokens = max_tokens
@@ -75,8 +76,10 @@ class Incoming:
         if chunk.usage is not None:
             self._believe(chunk.usage)
         self.tokens += chunk.tokens
+        self._unshown += chunk.tokens
         if text := self._stops.feed(chunk.text):
-            self.put(TextDelta(text, max(1, chunk.tokens)))
+            self.put(TextDelta(text, max(1, self._unshown)))
+            self._unshown = 0
         reason = "stop" if self._stops.hit else chunk.finish_reason
         if reason is not None:
             self.reason = reason
@@ -90,7 +93,7 @@ class Incoming:
         if self.reason is not None and not self.ended:
             self.ended = True
             if text := self._stops.flush():
-                self.put(TextDelta(text))
+                self.put(TextDelta(text, max(1, self._unshown)))
             self.put(Finished(self.reason, self.usage))
         return self.ended
 

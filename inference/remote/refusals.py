@@ -2,7 +2,7 @@
 
 {"error": {"message", "type", "param", "code"}}     OpenAI, vLLM, llama.cpp
 {"object": "error", "message", "type", "code"}      SGLang, trtllm-serve, older vLLM
-{"error": "text"}                                   Triton; trtllm-serve for fields that it doesn't know
+{"error": "text"}                                   Triton, also as an event; trtllm-serve for unknown fields
 {"detail": ...}, HTML, plain text                   what stands in front of them
 """
 
@@ -38,6 +38,7 @@ _NUMBER = re.compile(r"\d+")
 
 def read_error(status: int, body: bytes) -> UpstreamError:
     """Every error shape in use: `{"error": {...}}`, `{"error": "text"}`, flat `{"message", "code"}`, plain text."""
+    body = body.removeprefix(b"data:")
     try:
         found = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -136,6 +136,30 @@ async def test_half_a_character_of_a_cumulative_text_waits_for_its_rest(tokenize
         assert [delta.text for delta in deltas] == ["a", "漢", "\ufffd"]
 
 
+async def test_a_character_of_several_tokens_tells_how_many(tokenizer: str):
+    """As a real Triton sent it: tokens that make half a character come with an empty text."""
+    texts = [("a", "None"), ("", "None"), ("", "None"), ("漢", "None"), ("b", "length")]
+
+    async def answer(wire: Wire, request: Request) -> None:
+        await wire.stream_head()
+        for text, reason in texts:
+            counts = {"num_input_tokens": 9, "num_output_tokens": 1}
+            await wire.event({"text_output": text, "finish_reason": reason} | counts)
+        await wire.end()
+
+    async with triton(tokenizer, answer) as (backend, _):
+        deltas, finished = await collect(backend, ask())
+        assert [(delta.text, delta.tokens) for delta in deltas] == [("a", 1), ("漢", 3), ("b", 1)]
+        assert finished.usage.completion_tokens == 5
+
+
+@pytest.mark.parametrize("flavour", ["trtllm", "llmapi", "vllm"])
+async def test_a_refusal_that_comes_as_an_event_is_read_as_one(tokenizer: str, flavour: str):
+    async with triton(tokenizer, Triton(flavour=flavour, fail_before=True), flavour=flavour) as (backend, _):
+        with pytest.raises(BadUpstream, match=r"status 500: engine died$"):
+            await collect(backend, ask())
+
+
 async def test_an_end_without_a_reason_is_a_cut_where_the_flavour_tells_reasons(tokenizer: str):
     async def answer(wire: Wire, request: Request) -> None:
         await wire.stream_head()

@@ -85,6 +85,9 @@ class Triton(Script):
             if isinstance(value, list) and (name not in ARRAYS or any(isinstance(each, list) for each in value)):
                 return await wire.reply(400, {"error": f"Unable to parse '{name}': attempt to access JSON non-array"})
         problem = self._problem(body, streams)
+        if problem is not None and streams:  # the model's own refusal is an event, under the status of an error
+            body = b"data: " + json.dumps(problem[1]).encode() + b"\n\n"
+            return await wire.reply(problem[0], body, "text/event-stream; charset=utf-8")
         if problem is not None:
             return await wire.reply(*problem)
         responses = self._responses(body)
