@@ -190,7 +190,7 @@ class FleetBackend:
             case RequestRefused() if not isinstance(error, UnknownModel):
                 pass
             case _:
-                ticket.failed(self._clock())
+                ticket.failed(self._clock(), overloaded=isinstance(error, TimedOut))
                 self._members.failed(ticket.replica)
 
 

@@ -108,9 +108,11 @@ class Ticket:
         if self._leave():
             self.replica.record.forget(self._along)
 
-    def failed(self, now: float) -> None:
-        """The replica is at fault."""
+    def failed(self, now: float, overloaded: bool = False) -> None:
+        """The replica is at fault; `overloaded`: it may be that it has too much to do."""
         if self._leave():
+            if overloaded:
+                self.replica.limit.refused(self.replica.running, now)
             self.replica.circuit.failed(now)
             self.replica.record.forget(self._along)
 

@@ -15,6 +15,7 @@ from inference import (
     PromptTooLong,
     ReplicaConfig,
     ScriptedConfig,
+    TimedOut,
     Unavailable,
     open_backend,
 )
@@ -233,6 +234,17 @@ async def test_a_busy_replica_is_left_alone_for_as_long_as_it_said():
                 await collect(backend, ask(f"r{n}"))
             assert 0 < raised.value.retry_after_seconds <= 7
         assert [asked(server) for server in servers] == [1, 1]
+
+
+async def test_a_replica_that_is_too_slow_is_asked_for_less_and_then_not_at_all():
+    slow = {"backend": {"first_token_timeout": 0.05}}
+    async with fleet(VLLM(hold_first=asyncio.Event()), VLLM(), each=[slow, {"tier": 1}]) as (backend, servers):
+        for n in range(3):
+            with pytest.raises(TimedOut):
+                await collect(backend, ask(f"r{n}"))
+        assert backend.router.replicas[0].limit.value == 1
+        await collect(backend, ask("r3"))
+        assert [asked(server) for server in servers] == [3, 1]
 
 
 async def test_requests_follow_their_documents():
