@@ -63,7 +63,7 @@ class Engine:
 
 async def load(url: str, kills: int, engines: list[Engine], seed: int) -> tuple[list[rag.Seen], list[dict]]:
     """(every request, of each kill how many it met without and with a first token)."""
-    requests = iter(workload(100_000, 1, seed))
+    requests = iter(workload("topics", 5000, 1, seed))
     seen: list[rag.Seen] = []
     open_now: set[int] = set()
     over = asyncio.Event()
