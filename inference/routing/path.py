@@ -11,6 +11,7 @@ length is estimated from its characters, and only ratios of lengths are ever use
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
 from itertools import takewhile
 from typing import NamedTuple
@@ -63,6 +64,7 @@ class Chain:
         self._root = name
         self._names: dict[tuple[int, ...], Name] = {(): name}
         self._along: dict[tuple[int, ...], list[tuple[Name, float]]] = {}
+        self._behind: dict[tuple[int, ...], list[tuple[int, Name]]] = {}
 
     def through(self, order: tuple[int, ...]) -> Name:
         """The name of the head and the documents in `order`."""
@@ -70,6 +72,19 @@ class Chain:
         if name is None:
             name = self._names[order] = behind(self.through(order[:-1]), self.asked.documents[order[-1]].name)
         return name
+
+    def documents_behind(self, order: tuple[int, ...]) -> list[tuple[int, Name]]:
+        """(rank, name with it) of every document that isn't in `order`, by relevance."""
+        if (known := self._behind.get(order)) is None:
+            name, documents = self.through(order), enumerate(self.asked.documents)
+            others = [(rank, behind(name, document.name)) for rank, document in documents if rank not in order]
+            known = self._behind[order] = others
+        return known
+
+    @cached_property
+    def canonical(self) -> tuple[int, ...]:
+        """An order that is the same for the same documents, however they are ranked."""
+        return tuple(sorted(self.asked.ranks, key=lambda rank: (self.asked.documents[rank].name, rank)))
 
     def along(self, order: tuple[int, ...]) -> list[tuple[Name, float]]:
         """(name, tokens of its last piece) of every beginning, the documents in `order`."""

@@ -22,7 +22,7 @@ def plan(chain: Chain, record: Record, how: DocumentOrder) -> Order:
     replica holds is all one to "relevance" and "canonical"."""
     ranks = chain.asked.ranks
     if how == "canonical":
-        return canonical(chain)
+        return chain.canonical
     if how == "relevance" or len(ranks) < 2 or not all(name in record for name, _ in chain.head):
         return ranks
     documents = chain.asked.documents
@@ -32,21 +32,16 @@ def plan(chain: Chain, record: Record, how: DocumentOrder) -> Order:
         if not stack:
             break
         path, tokens = stack.pop()
-        whole = path + tuple(rank for rank in ranks if rank not in path)
-        score = tokens - DISPLACEMENT * sum(abs(at - rank) for at, rank in enumerate(whole))
-        if path and score > most:
-            best, most = whole, score
-        ahead = whole[len(path) :] if path or how == "planned" else ranks[:1]
-        for rank in reversed(ahead):  # the most relevant first
-            longer = (*path, rank)
-            if chain.through(longer) in record:
-                stack.append((longer, tokens + documents[rank].tokens))
+        ahead = chain.documents_behind(path)
+        if tokens > most:
+            whole = path + tuple(rank for rank, _ in ahead)
+            score = tokens - DISPLACEMENT * sum(abs(at - rank) for at, rank in enumerate(whole))
+            if score > most:
+                best, most = whole, score
+        held = record.held_of(ahead if path or how == "planned" else ahead[:1])
+        for rank in reversed(held):  # the most relevant first
+            stack.append(((*path, rank), tokens + documents[rank].tokens))
     return best
-
-
-def canonical(chain: Chain) -> Order:
-    """The same for the same documents, however they are ranked."""
-    return tuple(sorted(chain.asked.ranks, key=lambda rank: (chain.asked.documents[rank].name, rank)))
 
 
 def _along(chain: Chain, record: Record, order: Order) -> float:

@@ -29,6 +29,11 @@ class Record:
     def __contains__(self, name: Name) -> bool:
         return name in self._held
 
+    def held_of(self, names: Sequence[tuple[int, Name]]) -> list[int]:
+        """The ranks of those that are held."""
+        held = self._held
+        return [rank for rank, name in names if name in held]
+
     def __len__(self) -> int:
         return len(self._held)
 

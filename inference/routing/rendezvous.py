@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from hashlib import blake2b
 
-_MOST = float(2**64)
+_MOST = 2.0**52  # what a float can tell from 1 when half is added
 
 
 def claim(key: bytes, name: str, weight: float = 1.0) -> float:
@@ -20,4 +20,4 @@ def claim(key: bytes, name: str, weight: float = 1.0) -> float:
 
 def fraction(key: bytes) -> float:
     """Evenly in (0, 1)."""
-    return (int.from_bytes(blake2b(key, digest_size=8).digest(), "little") + 0.5) / _MOST
+    return ((int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 12) + 0.5) / _MOST

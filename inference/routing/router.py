@@ -210,4 +210,4 @@ class Router:
         if reached:
             rests = min((r.rests_until - now for r in reached), default=0.0)
             return Overloaded("every replica that can be reached has enough to do", max(1.0, rests))
-        return Unavailable("no replica can be reached: " + ", ".join(replica.name for replica in self.replicas))
+        return Unavailable(f"none of {len(self.replicas)} replicas can be reached: /health/ready tells why")

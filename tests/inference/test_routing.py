@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -168,6 +170,18 @@ def test_an_order_must_save_more_than_it_disturbs():
     assert plan(Chain(Asked((HEAD,), (document(2), document(1, 8)), ())), record, "planned") == (0, 1)
 
 
+def test_an_order_holds_every_document_once_also_where_one_is_there_twice():
+    chooser = random.Random(3)
+    for _ in range(300):
+        record = Record(chooser.choice((None, 3000)))
+        for _ in range(8):
+            sent(record, chain(*chooser.choices(range(6), k=5)))
+        asked = chain(*chooser.choices(range(6), k=5))
+        orders = {how: plan(asked, record, how) for how in ("relevance", "planned", "best_first", "canonical")}
+        assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders.values())
+        assert orders["best_first"][0] == 0
+
+
 # ---- hashing ---------------------------------------------------------------------------------------
 
 
@@ -182,6 +196,12 @@ def test_keys_are_shared_by_weight_and_move_only_to_who_comes():
     assert shares["a"] == pytest.approx(1000, rel=0.1)
     after = homes({"a": 1, "b": 1, "c": 2, "d": 1})
     assert {now for was, now in zip(before, after, strict=True) if was != now} == {"d"}
+
+
+@pytest.mark.parametrize("digest", [b"\0" * 8, b"\xff" * 8])
+def test_any_hash_is_a_claim(monkeypatch, digest):
+    monkeypatch.setattr("inference.routing.rendezvous.blake2b", lambda *_, **__: SimpleNamespace(digest=lambda: digest))
+    assert 0 < claim(b"key", "a") < float("inf")
 
 
 # ---- circuits and limits -----------------------------------------------------------------------------
@@ -322,5 +342,5 @@ def test_with_all_circuits_open_nobody_is_asked():
     router = fleet(2)
     for _ in range(6):
         router.route(chain(1), 0.0).failed(0.0)
-    with pytest.raises(Unavailable, match="r0, r1"):
+    with pytest.raises(Unavailable, match="none of 2 replicas"):
         router.route(chain(1), 0.0)
