@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -168,7 +169,10 @@ class ReplicaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def own_name(self) -> str:
         if self.name:
             return self.name
-        return self.backend.base_url if isinstance(self.backend, OpenAIConfig | TritonConfig) else self.backend.model
+        if not isinstance(self.backend, OpenAIConfig | TritonConfig):
+            return self.backend.model
+        address = urlsplit(self.backend.base_url)
+        return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # shown, so without a password
 
 
 class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fleet", forbid_unknown_fields=True):

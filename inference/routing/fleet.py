@@ -36,6 +36,7 @@ from inference.running import Run, Running
 log = logging.getLogger(__name__)
 
 TRIES = 3  # replicas for one request
+LOOK_SECONDS = 0.5  # for all replicas' health, where one of them is ready: probes of Kubernetes wait 1 s
 
 
 class FleetBackend:
@@ -53,9 +54,14 @@ class FleetBackend:
     async def update(self, config: FleetConfig) -> list[str]:
         """Become the fleet of `config` without dropping a request.  What changed, in words.  Raises what keeps a new
         replica from being opened, or Unavailable where one isn't ready, and then nothing has changed."""
+        before = self.router.by, self.router.order, self._served_name
         news = await self._members.update(config.replicas)
         self._served_name = config.served_name
         self.router.by, self.router.order = config.route_by, config.document_order
+        names = ("route_by", "document_order", "served_name")
+        for name, was in zip(names, before, strict=True):
+            if (now := getattr(config, name)) != was:
+                news.append(f"{name} is {now!r} now")
         return news
 
     # ---- a backend -------------------------------------------------------------------------
@@ -84,31 +90,42 @@ class FleetBackend:
 
     async def count_tokens(self, prompt: Prompt) -> int | None:
         """As the first replica says that can be asked and can tell."""
-        for replica in sorted(self.router.replicas, key=lambda replica: replica.tier):
-            backend = self._members.backend(replica)
-            if replica.circuit.state == "closed" and backend.capabilities.counts_tokens:
-                counted = await backend.count_tokens(prompt)
-                if counted is not None:
-                    return counted
+        by_tier = sorted(self.router.replicas, key=lambda replica: replica.tier)
+        backends = [self._members.backend(replica) for replica in by_tier if replica.circuit.state == "closed"]
+        able = [backend for backend in backends if backend.capabilities.counts_tokens]
+        for backend in able[:TRIES]:  # one that leaves meanwhile knows nothing any more
+            if (counted := await backend.count_tokens(prompt)) is not None:
+                return counted
         return None
 
     async def health(self) -> Health:
-        """Ready as long as one replica is; the detail names those that aren't."""
+        """Ready as long as one replica is; the detail names those that aren't.  One that hangs is waited for only while
+        no other is ready: whoever asks for readiness has no patience."""
         if self._closed:
             return Health(False, "closed")
         self._members.begin()
-        replicas = list(self.router.replicas)
-        found = await asyncio.gather(*(self._members.backend(replica).health() for replica in replicas))
+        looks = {asyncio.create_task(self._members.backend(r).health()): r for r in self.router.replicas}
+        waiting = set(looks)
+        try:
+            done, waiting = await asyncio.wait(looks, timeout=LOOK_SECONDS)
+            while waiting and not any(look.result().ready for look in done):
+                more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                done |= more
+        finally:
+            for look in waiting:
+                look.cancel()
+        health = {
+            replica: look.result() if look in done else Health(False, "does not answer yet")
+            for look, replica in looks.items()
+        }
         trouble = [
-            f"{replica.name}: {health.detail or 'not ready'}"
-            for replica, health in zip(replicas, found, strict=True)
-            if not health.ready
+            f"{replica.name}: {each.detail or 'not ready'}" for replica, each in health.items() if not each.ready
         ]
-        return Health(any(health.ready for health in found), "; ".join(trouble))
+        return Health(any(each.ready for each in health.values()), "; ".join(trouble))
 
     def metrics(self) -> dict[str, float]:
         """The replicas' own added up, and of each what the router knows of it."""
-        totals: Counter[str] = Counter()
+        totals = Counter(self._members.past)
         for backend in self._members.all.values():
             totals.update(backend.metrics())
         mine = {f"fleet_{name}_total": float(self._counts[name]) for name in ("requests", "retries", "refused")}
@@ -140,6 +157,7 @@ class FleetBackend:
         self._counts["requests"] += 1
         while not run.aborted:
             ticket = self._ticket(request, chain, tried, failure)
+            self._counts["retries"] += bool(tried)
             tried.append(ticket.replica)
             backend = self._members.backend(ticket.replica)
             answered = False
@@ -150,6 +168,8 @@ class FleetBackend:
                         backend.abort(request.request_id)
                     async for event in stream:
                         ended = isinstance(event, Finished) and event.reason != "abort"
+                        if isinstance(event, Finished) and not (ended or answered or run.aborted):
+                            raise Unavailable("the inference server ended the request before its first token")
                         if not answered and (ended or isinstance(event, TextDelta)):
                             answered = True
                             ticket.first_token()
@@ -163,7 +183,6 @@ class FleetBackend:
                 if answered or not _may_go_elsewhere(error) or len(tried) == TRIES:
                     raise
                 failure = error
-                self._counts["retries"] += 1
                 log.warning("replica %s, before the first token: %s", ticket.replica.name, error)
             finally:
                 ticket.left()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +17,6 @@ from msgspec import structs
 from inference.backend import Backend
 from inference.config import OpenAIConfig, ReplicaConfig, SingleConfig, TritonConfig
 from inference.errors import Unavailable
-from inference.routing.record import Record
 from inference.routing.router import Replica, Router
 from inference.routing.standing import Limit
 
@@ -49,6 +50,9 @@ class Members:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self._finding = False
+        self._found: dict[tuple[str, int], list[str]] = {}
+        self._closed = False
+        self.past: Counter[str] = Counter()  # what those counted that are closed: a counter never goes back
         self._join(self._opened(self._expanded(self._configs)))
 
     def backend(self, replica: Replica) -> Backend:
@@ -67,9 +71,11 @@ class Members:
 
     async def close(self) -> None:
         """Close every backend; their requests should have been aborted."""
-        for task in list(self._tasks):
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(backend.close() for backend in self._backends.values()))
 
     async def update(self, configs: Iterable[ReplicaConfig]) -> list[str]:
@@ -109,6 +115,8 @@ class Members:
             for replica, (_, backend) in opened.items() if must_be_ready else ():
                 if not (health := await backend.health()).ready:
                     raise Unavailable(f"replica {replica.name} is not ready: {health.detail}; nothing was changed")
+            if self._closed:
+                raise Unavailable("the backend is closed: the server is shutting down")
         except BaseException:
             await asyncio.gather(*(backend.close() for _, backend in opened.values()))
             raise
@@ -121,16 +129,19 @@ class Members:
             elif self._set_up[replica] != by_name[name]:
                 self._set(replica, by_name[name])
                 news.append(f"replica {name} is set up anew")
+        places = {name: place for place, name in enumerate(by_name)}
+        self._router.replicas.sort(key=lambda replica: places[replica.name])
         return news + [f"replica {name} has joined" for name in replaced]
 
     def _opened(self, configs: Iterable[ReplicaConfig]) -> dict[Replica, tuple[ReplicaConfig, Backend]]:
-        """Takes as long as loading their models does."""
-        opened = {}
-        for config in configs:
-            backend = self._open_one(config.backend)
-            held = config.cache_tokens or backend.capabilities.cache_tokens
-            replica = Replica(config.own_name, record=Record(held), limit=Limit(config.max_concurrency))
-            opened[replica] = config, backend
+        """All of them, or none stays open.  Takes as long as loading their models does."""
+        opened: dict[Replica, tuple[ReplicaConfig, Backend]] = {}
+        try:
+            for config in configs:
+                opened[Replica(config.own_name)] = config, self._open_one(config.backend)
+        except BaseException:
+            _close_unused([backend for _, backend in opened.values()])
+            raise
         return opened
 
     def _join(self, opened: dict[Replica, tuple[ReplicaConfig, Backend]]) -> None:
@@ -143,7 +154,9 @@ class Members:
         self._set_up[replica] = config
         replica.weight, replica.tier, replica.share = config.weight, config.tier, config.share
         replica.draining = config.drain
-        replica.limit.most = config.max_concurrency
+        replica.record.capacity = config.cache_tokens or self._backends[replica].capabilities.cache_tokens
+        if replica.limit.most != config.max_concurrency:
+            replica.limit = Limit(config.max_concurrency)
 
     def _retire(self, replica: Replica) -> None:
         replica.draining = True
@@ -153,8 +166,10 @@ class Members:
 
         async def close_when_idle() -> None:
             await idle.wait()
-            del self._leaving[replica], self._set_up[replica]
-            await self._backends.pop(replica).close()
+            backend = self._backends[replica]
+            await backend.close()
+            self.past.update({name: value for name, value in backend.metrics().items() if name.endswith("_total")})
+            del self._backends[replica], self._leaving[replica], self._set_up[replica]
             log.info("replica %s is closed", replica.name)
 
         self._task(close_when_idle(), f"draining {replica.name}")
@@ -164,8 +179,10 @@ class Members:
     async def _watch(self, replica: Replica) -> None:
         circuit = replica.circuit
         try:
-            while circuit.state == "open" and replica not in self._leaving:
+            while circuit.state == "open":
                 await asyncio.sleep(max(0.0, circuit.until - self._clock()))
+                if replica not in self._router.replicas:
+                    return
                 health = await self._backends[replica].health()
                 circuit.looked(health.ready, self._clock())
             log.info("replica %s: its circuit is %s", replica.name, circuit.state.replace("_", " "))
@@ -175,31 +192,43 @@ class Members:
     async def _keep_finding(self) -> None:
         while any(config.resolve for config in self._configs):
             await asyncio.sleep(FIND_SECONDS)
-            async with self._changing:
-                wanted = await asyncio.to_thread(self._expanded, self._configs)
-                for news in await self._become(wanted, must_be_ready=False):
-                    log.info("%s", news)
+            try:
+                async with self._changing:
+                    wanted = await asyncio.to_thread(self._expanded, self._configs)
+                    for news in await self._become(wanted, must_be_ready=False):
+                        log.info("%s", news)
+            except Exception:
+                log.exception("what was found can't be opened; it is tried again")
         self._finding = False
 
     def _expanded(self, configs: Iterable[ReplicaConfig]) -> list[ReplicaConfig]:
-        """With one for each address of those whose host's name is to be resolved, or itself where there is none yet."""
+        """With one for each address of those whose host's name is to be resolved, or itself where there is none yet.
+        A name that has no address any more keeps those that it had: their health tells whether they are gone."""
         expanded = []
         for config in configs:
             if not config.resolve or not isinstance(config.backend, OpenAIConfig | TritonConfig):
                 expanded.append(config)
                 continue
             parts = urlsplit(config.backend.base_url)
+            place = parts.hostname or "", parts.port or 80
             found = []
-            with contextlib.suppress(OSError):
-                found = self._find(parts.hostname or "", parts.port or 80)
+            with contextlib.suppress(OSError, UnicodeError):
+                found = self._find(*place)
+            found = self._found[place] = found or self._found.get(place, [])
+            user, at, _ = parts.netloc.rpartition("@")
+            share = config.share and config.share / max(1, len(found))
             for address in found:
-                url = parts._replace(netloc=f"{address}:{parts.port or 80}").geturl()
+                url = parts._replace(netloc=f"{user}{at}{address}:{place[1]}").geturl()
                 backend = structs.replace(config.backend, base_url=url)
-                expanded.append(structs.replace(config, backend=backend, name=f"{config.own_name} at {address}"))
+                name = f"{config.own_name} at {address}"
+                expanded.append(structs.replace(config, backend=backend, name=name, share=share))
             expanded += [] if found else [config]
         return expanded
 
     def _task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._closed:
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -209,3 +238,14 @@ def addresses(host: str, port: int) -> list[str]:
     """All of a host's, in order, as they stand in a URL.  Raises OSError where it has none."""
     found = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     return sorted(f"[{address}]" if ":" in str(address) else str(address) for address in found)
+
+
+def _close_unused(backends: list[Backend]) -> None:
+    """Close what no event loop has used yet, from any thread."""
+
+    async def close_all() -> None:
+        await asyncio.gather(*(backend.close() for backend in backends))
+
+    thread = threading.Thread(target=lambda: asyncio.run(close_all()), name="closing replicas")
+    thread.start()
+    thread.join()

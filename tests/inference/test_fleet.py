@@ -24,6 +24,7 @@ from inference.routing import FleetBackend
 from inference.routing.members import Members
 from inference.routing.router import Router
 from tests.inference.conformance import (
+    HANG_SECONDS,
     BackendConformance,
     Case,
     ask,
@@ -117,6 +118,42 @@ async def test_what_fails_before_its_first_token_is_answered_by_another():
         assert asked(servers[1]) == 8
         assert metrics["fleet_retries_total"] == asked(servers[0]) > 0
         assert metrics["fleet_refused_total"] == 0
+
+
+async def test_a_request_that_a_server_ends_unasked_before_its_first_token_is_answered_by_another():
+    """As vLLM does where it shuts down."""
+
+    async def end(wire, request) -> None:
+        if not request.path.endswith("/completions"):
+            return await VLLM()(wire, request)
+        await wire.stream_head()
+        await wire.event(VLLM().chunk(True, {}, "abort"))
+        await wire.done()
+
+    async with fleet(end, VLLM(), each=[{}, {"tier": 1}]) as (backend, servers):
+        deltas, finished = await collect(backend, ask())
+        assert text_of(deltas)
+        assert finished.reason == "length"
+        assert [asked(server) for server in servers] == [1, 1]
+
+
+async def test_only_what_was_asked_elsewhere_is_counted_as_that():
+    async with fleet(VLLM(fail_before=True)) as (backend, _):
+        with pytest.raises(BadUpstream):
+            await collect(backend, ask())
+        assert backend.metrics()["fleet_retries_total"] == 0
+
+
+async def test_a_replica_that_hangs_does_not_keep_the_fleet_from_being_ready():
+    async def hang(wire, request) -> None:
+        await asyncio.Event().wait()
+
+    patient = {"backend": {"connect_timeout": 600.0}}
+    async with fleet(VLLM(), hang, each=[{}, patient]) as (backend, (_, hung)), asyncio.timeout(HANG_SECONDS):
+        health = await backend.health()
+        assert health.ready
+        assert health.detail == "b: does not answer yet"
+        await hung.client_left()
 
 
 async def test_what_breaks_off_after_a_token_is_not_asked_again():
@@ -310,10 +347,11 @@ async def test_every_address_of_a_name_is_a_replica():
         assert [each.backend.base_url for each in wanted] == ["http://10.0.0.2:8000/v1", "http://[fd00::1]:8000/v1"]
         await members._become(wanted, must_be_ready=False)
         assert [r.name for r in router.replicas] == ["models at 10.0.0.2", "models at [fd00::1]"]
-        found.clear()
-        assert members._expanded([config]) == [config]
     finally:
         await members.close()
+    members = Members([config], Router(), open_backend, lambda: 0.0, lambda host, port: [])
+    assert [replica.name for replica in members._router.replicas] == ["models"]  # until it has one
+    await members.close()
 
 
 async def test_an_abort_between_two_replicas_ends_the_request():
