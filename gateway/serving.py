@@ -25,7 +25,7 @@ from gateway.app import create_app
 from gateway.config import Config
 from gateway.desk import Desk
 from gateway.disconnect import CUT
-from inference import Backend
+from inference import Backend, FleetConfig
 from retrieval import Library
 
 logger = logging.getLogger(__name__)
@@ -85,9 +85,11 @@ class Server(uvicorn.Server):
     """uvicorn for one app, with our drain at the first signal and exit code 0 after it."""
 
     def __init__(self, app: Litestar, reread: Callable[[], Config] | None = None):
-        self._reread = reread
-        self._reloading: asyncio.Task[None] | None = None
         self._desk: Desk = app.state.desk
+        # Without a fleet there is nothing to take on, and a terminal that is closed ends its server as ever.
+        self._reread = reread if isinstance(self._desk.config.backend, FleetConfig) else None
+        self._reloading: asyncio.Task[None] | None = None
+        self._outdated = False
         drain_seconds = self._desk.config.server.drain_seconds
         config = uvicorn.Config(
             app,
@@ -107,17 +109,21 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def _begin_reload(self) -> None:
+        self._outdated = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._reload())
 
     async def _reload(self) -> None:
-        try:
-            news = await self._desk.reload(self._reread())
-        except Exception as error:  # whatever it is, what was serving goes on
-            print(f"refdesk: the configuration was not taken on: {error}", file=sys.stderr, flush=True)
-            return
-        for each in news or ["nothing has changed"]:
-            print(f"refdesk: {each}", flush=True)
+        assert self._reread is not None
+        while self._outdated:  # a signal may come while replicas are opened
+            self._outdated = False
+            try:
+                news = await self._desk.reload(self._reread())
+            except Exception as error:  # whatever it is, what was serving goes on
+                print(f"refdesk: the configuration was not taken on: {error}", file=sys.stderr, flush=True)
+                continue
+            for each in news or ["nothing has changed"]:
+                print(f"refdesk: {each}", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:

