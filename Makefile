@@ -4,11 +4,12 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check -q
 RUN = .venv/bin/python
 
-.PHONY: help setup demo test lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-ingest bench-retrieval bench-postgres load soak clean
+.PHONY: help setup demo test test-backends lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-ingest bench-retrieval bench-postgres bench-replicas load soak clean
 
 help:
 	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
 	@echo "make test           set up, then every test"
+	@echo "make test-backends  vLLM, Triton and llama.cpp, installed into .backends and run on the CPU, against both suites of backends"
 	@echo "make setup          only create .venv and install"
 	@echo "make bench          measure start, first token, decode, memory waste; writes loadtests/results/"
 	@echo "make bench-quality  measure quotes and answers on CLAPnq (needs the data folder)"
@@ -18,6 +19,7 @@ help:
 	@echo "make bench-disturbance  what sharing documents does to answers"
 	@echo "make bench-retrieval  measure ranking, refusal, many passages, a long PDF, answers beside ingestion (half an hour)"
 	@echo "make bench-postgres  two servers over one PostgreSQL, and searching 100,000 passages in it (half an hour)"
+	@echo "make bench-replicas  two replicas behind one gateway: their caches by affinity, and one killed under load (an hour)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make bench-ingest  whether answers come later while documents are read, and how fast those are read"
 	@echo "make soak           300 kills, power lost at every write, then half an hour of mixed traffic with clients that leave"
@@ -59,6 +61,11 @@ lint: setup
 test: setup lint browser
 	@$(RUN) -m pytest
 
+# Real servers.  LLAMA_SERVER=<a llama-server> spares the building of one (a quarter of an hour); SERVERS=<some of vllm,
+# triton, llamacpp> runs only those.
+test-backends: setup
+	@$(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX)) $(RUN) -m tests.backends $(SERVERS)
+
 # The page's tests need a Chromium; without one they are skipped and say so.
 browser:
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
@@ -90,6 +97,10 @@ bench-postgres: setup
 	@$(RUN) -m loadtests.two_gateways
 	@$(RUN) -m loadtests.in_postgres
 
+bench-replicas: setup
+	@$(RUN) -m loadtests.replicas
+	@$(RUN) -m loadtests.replica_killed
+
 bench-sharing: setup
 	@$(RUN) -m loadtests.sharing
 	@$(RUN) -m loadtests.waiting
@@ -118,4 +129,4 @@ load: setup
 	@$(RUN) -m loadtests.run --serve --seconds 60
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .backends build *.egg-info .pytest_cache .ruff_cache .hypothesis

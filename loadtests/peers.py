@@ -16,20 +16,17 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from loadtests import rag, report
-from loadtests.run import RESULTS, RunError, free_port, served, stop
+from loadtests.peer_servers import vllm_served
+from loadtests.run import RESULTS, RunError, served
 
 SCENARIOS = {"closed": False, "spiky": True}
 FIGURES = {  # name in the summary: title, unit, is more better
@@ -40,7 +37,6 @@ FIGURES = {  # name in the summary: title, unit, is more better
     "itl_p99": ("gap between tokens p99, s", False),
     "cached_share": ("prompt from cache", True),
 }
-START_SECONDS = 600
 LEAD = 3  # passages
 
 Runner = Callable[[str, int], dict[str, dict[str, float]]]
@@ -79,48 +75,10 @@ def openvino(python: str, model: Path) -> Runner:
 
 def vllm(command: str, model: Path, preload: list[Path]) -> Runner:
     def run(order: str, salt: int) -> dict[str, dict[str, float]]:
-        with _vllm_served(command, model, preload) as url:
+        with vllm_served(command, model, preload) as url:
             return _over_http(url, str(model), order, salt)
 
     return run
-
-
-@contextlib.contextmanager
-def _vllm_served(command: str, model: Path, preload: list[Path]) -> Iterator[str]:
-    port = free_port()
-    options = ["--dtype", "bfloat16", "--enable-prefix-caching", "--max-model-len", "4096", "--max-num-seqs", "32"]
-    options += ["--max-num-batched-tokens", "512", "--host", "127.0.0.1", "--port", str(port)]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
-    with tempfile.TemporaryFile() as output:
-        server = subprocess.Popen(
-            [command, "serve", str(model), *options],
-            env=settings | os.environ | _preloaded(preload),
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not _answers(f"http://127.0.0.1:{port}/health"):
-                if server.poll() is not None or time.monotonic() > deadline:
-                    output.seek(0)
-                    raise RunError(f"vLLM did not start:\n{output.read().decode(errors='replace')[-2000:]}")
-                time.sleep(1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            stop(server)
-
-
-def _preloaded(libraries: list[Path]) -> dict[str, str]:
-    """tcmalloc and Intel's OpenMP, which vLLM's documentation asks for."""
-    return {"LD_PRELOAD": ":".join(str(path) for path in libraries)} if libraries else {}
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _over_http(

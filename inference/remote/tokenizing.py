@@ -35,6 +35,9 @@ class ModelTokenizer:
         """Tokens of the prompt as the server makes them of `render`'s text."""
         return await _aside(prompt, lambda prompt: len(self._encode(self._render(prompt))))
 
+    def count_text(self, text: str) -> int:
+        return len(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
     def _render(self, prompt: Prompt) -> str:
         """The text of a prompt for a server that knows no messages.
 

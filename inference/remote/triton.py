@@ -7,6 +7,7 @@ the body: there is no `[DONE]`.  An error before the first response comes with i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -64,7 +65,9 @@ class TritonWire:
         )
 
     def reader(self) -> Reader:
-        return _Responses(cumulative=self._text_mode == "cumulative").read
+        told_by_events = self._flavour.tells_counts or self._config.streams
+        count = None if told_by_events else self._tokenizer.count_text
+        return _Responses(cumulative=self._text_mode == "cumulative", count=count).read
 
     async def look(self, fetch: Fetch) -> Facts:
         """Ready is what the server says of itself and of the model, and that the model has the flavour's inputs."""
@@ -127,10 +130,12 @@ _responses = msgspec.json.Decoder(_Response)
 
 
 class _Responses:
-    """Reads the responses of one answer; `cumulative`: each has the text and the counts of all before it, too."""
+    """Reads the responses of one answer; `cumulative`: each has the text and the counts of all before it, too.
+    `count`: of the tokens of a text, for whole answers that don't tell them; else each response is one."""
 
-    def __init__(self, cumulative: bool):
+    def __init__(self, cumulative: bool, count: Callable[[str], int] | None):
         self._cumulative = cumulative
+        self._count = count
         self._text = ""
         self._tokens = 0
 
@@ -144,7 +149,7 @@ class _Responses:
         text = self._new(_one(raw.text_output) or "", whole=reason is not None)
         told = _one(raw.num_output_tokens)
         if told is None:
-            tokens, usage = 1, None
+            tokens, usage = 1 if self._count is None else self._count(text), None
         else:
             tokens = told - self._tokens if self._cumulative else told
             usage = Usage(_one(raw.num_input_tokens), self._tokens + tokens)

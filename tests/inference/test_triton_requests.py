@@ -113,6 +113,9 @@ async def test_a_model_that_is_not_decoupled_answers_at_once(tokenizer: str, fla
         assert server.requests[-1].path == "/v2/models/fake/generate"
         assert text_of(deltas) == "Ordnung naïve 漢字"
         assert finished.reason == "length" or flavour == "trtllm"
+        counted = ModelTokenizer(tokenizer).count_text(text_of(deltas))  # where the model doesn't tell
+        assert finished.usage.completion_tokens == (counted if flavour == "llmapi" else 3)
+        assert counted > 3
 
 
 async def test_texts_that_do_not_continue_each_other_are_told_apart(tokenizer: str):
