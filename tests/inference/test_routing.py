@@ -98,7 +98,7 @@ def test_a_record_knows_the_longest_beginning():
 
 
 def test_a_record_forgets_what_was_not_asked_for_and_beginnings_last():
-    record = Record(tokens=900)
+    record = Record(900)
     sent(record, chain(1, 2, 3))
     sent(record, chain(1, 4))
     assert record.overlap(chain(1).along((0,))) >= 260
@@ -112,32 +112,45 @@ def test_a_record_forgets_what_was_not_asked_for_and_beginnings_last():
     assert len(record) == MOST
 
 
-def test_what_a_server_did_not_find_is_forgotten():
+def test_a_record_learns_how_much_a_server_holds():
+    """It is told nothing but what the server found, whose own cache is a record of its true size."""
+    chooser, record, learned = random.Random(1), Record(), []
+    for tokens in (4_000, 8_000, 2_000):
+        server = Record(tokens)
+        for _ in range(4_000):
+            asked = chain(int(chooser.paretovariate(0.5)) % 500, question=b"%d" % chooser.randrange(10**6))
+            along = asked.along((0,))
+            promised, found = record.promised(along) / 290, server.overlap(along) / 290
+            sent(record, asked)
+            record.correct(along, promised, found)
+            sent(server, asked)
+        learned.append(record.tokens)
+    assert learned == pytest.approx([4_000, 8_000, 2_000], rel=0.3)
+
+
+def test_what_was_just_computed_is_held_whatever_was_there_before():
     record, asked = Record(), chain(1, 2, 3)
-    along = asked.along((0, 1, 2))
     sent(record, asked)
-    record.correct(along, promised=1.0, found=0.9)  # whole blocks only
-    assert record.overlap(along) == 690
-    record.correct(along, promised=1.0, found=0.4)
-    assert record.overlap(along) == 260
-    record.correct(along, promised=1.0, found=0.0)
-    assert record.overlap(along) == 0
+    record.correct(asked.along((0, 1, 2)), promised=1.0, found=0.0)
+    assert record.overlap(asked.along((0, 1, 2))) == 690
 
 
 def test_what_is_being_computed_is_expected_but_not_missed():
-    """Two at once: the second finds nothing yet, which says nothing about what will be there."""
-    router = Router([Replica("a"), Replica("b")])
-    first, second = (router.route(chain(1, 2, question=q), 0.0) for q in (b"1", b"2"))
-    assert first.replica is second.replica
-    for ticket in (first, second):
+    """Two at once: the second finds nothing yet, which says nothing about what the server holds."""
+    replica = Replica("a")
+    router, earlier = Router([replica]), chain(*range(10, 30))
+    sent(replica.record, earlier)
+    before = len(replica.record)
+    for ticket in [router.route(chain(1, 2, question=q), 0.0) for q in (b"1", b"2")]:
         ticket.first_token()
-        ticket.usage(490, 0)
+        ticket.usage(490, 60)
         ticket.ended()
+    assert len(replica.record) == before + 4  # two documents, two questions
     third = router.route(chain(1, 2, question=b"3"), 0.0)
-    assert third.replica is first.replica
     third.first_token()
-    third.usage(490, 0)  # by now it should have been there
-    assert third.replica.record.overlap(chain(1, 2).along((0, 1))) == 0
+    third.usage(490, 60)  # by now it should have been there
+    assert len(replica.record) < before + 5
+    assert replica.record.overlap(chain(1, 2).along((0, 1))[:3]) == 460
 
 
 def test_what_was_never_computed_is_not_expected():
