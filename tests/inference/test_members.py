@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from inference import Capabilities, FleetConfig, Health, OpenAIConfig, ReplicaConfig, ScriptedConfig, Unavailable
+from inference import (
+    Capabilities,
+    FleetConfig,
+    Health,
+    OpenAIConfig,
+    ReplicaConfig,
+    ScriptedConfig,
+    Unavailable,
+    open_backend,
+)
 from inference.routing import FleetBackend
 from inference.routing.members import Members
 from inference.routing.router import Router
@@ -237,3 +247,12 @@ async def test_what_can_not_be_opened_is_looked_for_again(monkeypatch):
 
 def test_a_name_tells_no_password():
     assert ReplicaConfig(backend=found_by_name().backend).own_name == "http://models:8000/v1"
+
+
+async def test_certificates_are_read_once_for_all_replicas(monkeypatch):
+    read, really = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *a, **k: read.append(a) or really(*a, **k))
+    servers = [ReplicaConfig(backend=OpenAIConfig(base_url=f"https://{n}:1", model="m")) for n in "abc"]
+    fleet = open_backend(FleetConfig(replicas=servers))
+    await fleet.close()
+    assert len(read) <= 1
