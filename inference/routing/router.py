@@ -158,8 +158,8 @@ class Router:
         able = [replica for replica in self.replicas if replica not in without and replica.admits(now)]
         if not able:
             raise self._refusal(now)
-        tier = min(replica.tier for replica in able)
-        able = self._by_share([replica for replica in able if replica.tier == tier], chain)
+        tier = min([replica.tier for replica in able if replica.share is None] or [replica.tier for replica in able])
+        able = self._by_share([r for r in able if r.tier == tier or (r.tier < tier and r.share is not None)], chain)
         match self.by:
             case "affinity":
                 return self._nearest(able, chain, order)

@@ -332,6 +332,16 @@ def test_every_way_keeps_to_tiers_shares_drains_and_limits(by):
     assert serve(router, chain(1)) is held[0].replica
 
 
+def test_a_canary_stands_in_for_others_only_where_nobody_else_can_be_asked():
+    usual, canary, spare = Replica("usual"), Replica("canary", share=0.2), Replica("spare", tier=1)
+    router = Router([usual, canary, spare])
+    usual.draining = True
+    counts = Counter(serve(router, chain(n)).name for n in range(1000))
+    assert counts == {"canary": pytest.approx(200, abs=40), "spare": pytest.approx(800, abs=40)}
+    spare.draining = True
+    assert {serve(router, chain(n)).name for n in range(100)} == {"canary"}
+
+
 def test_least_loaded_and_round_robin():
     router = Router([Replica("a"), Replica("b", weight=2.0)], "least_loaded")
     assert Counter(router.route(chain(1), 0.0).replica.name for _ in range(30)) == {"a": 10, "b": 20}
