@@ -243,6 +243,10 @@ def _explain(message: str, settings: Mapping[str, Any]) -> tuple[str, str]:
         return key, f"{key} is missing"
     if key.endswith("backend.kind"):
         return key, f"{key}: {kind!r} is not a backend; allowed: {', '.join(owners)}"
+    if what.startswith("Invalid enum value"):
+        parent, _, name = section.rpartition(".")
+        choices = _choices(get_type_hints(_owner(*_place(parent, settings)))[name])
+        return key, f"{key}: {what.removeprefix('Invalid enum value ')} isn't known; allowed: {', '.join(choices)}"
     return key, f"{key}: {what[:1].lower()}{what[1:]}"
 
 
@@ -254,8 +258,7 @@ def _place(where: str, settings: Mapping[str, Any]) -> tuple[dict[str | None, ty
     for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", where):
         if name == "kind":
             break
-        owner = owners[kind] if kind in owners else next(iter(owners.values()))
-        owners = _owners(get_type_hints(owner, include_extras=True)[name])
+        owners = _owners(get_type_hints(_owner(owners, kind), include_extras=True)[name])
         found = found[name][int(index)] if index else found[name]
         kind = found.get("kind") if isinstance(found, dict) else None
     return owners, kind
@@ -271,7 +274,17 @@ def _owners(annotation: Any) -> dict[str | None, type[msgspec.Struct]]:
     return owners
 
 
+def _owner(owners: Mapping[str | None, type[msgspec.Struct]], kind: str | None) -> type[msgspec.Struct]:
+    return owners.get(kind) or next(iter(owners.values()))
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What a Literal allows, None left out."""
+    if isinstance(annotation, str):
+        return [repr(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
 def _names(owners: Mapping[str | None, type[msgspec.Struct]], kind: str | None) -> list[str]:
-    owner = owners.get(kind) or next(iter(owners.values()))
-    names = [field.encode_name for field in msgspec.structs.fields(owner)]
+    names = [field.encode_name for field in msgspec.structs.fields(_owner(owners, kind))]
     return ["kind", *names] if kind in owners and kind is not None else names

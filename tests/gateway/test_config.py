@@ -52,6 +52,12 @@ def test_the_file_in_the_data_directory_is_found(tmp_path):
         ("[server]\nport = 99999", {}, ["server.port", "65535"]),
         ("[backend]\nkind = 'x'", {}, ["backend.kind", "'x'", "engine, scripted, openai"]),
         ("[backend]\nkind = 'openai'\nmodel = 'm'", {}, ["backend.base_url is missing"]),
+        ("[access]\nmode = 'x'", {}, ["access.mode: 'x'", "'open', 'headers'"]),
+        (
+            "[[backend.replicas]]\nbackend = {kind = 'openai', base_url = 'http://h', dialect = 'x'}",
+            {},
+            ["backend.replicas[0].backend.dialect: 'x'", "'generic', 'vllm', 'trtllm', 'sglang', 'llamacpp'"],
+        ),
         ("[backend]\nmodell = 'm'", {}, ["backend.modell", "kind, model"]),
         ("[retrieval]\nfloor = 1", {}, ["retrieval.floor", "relevance_floor"]),
         ("[answers]\nprompt = 'odd'", {}, ["answers.prompt", "'odd'", "plain, begun, hinted, quoted, listed"]),
