@@ -59,18 +59,13 @@ class Replica:
     rests_until: float = 0.0  # it said when to come again
 
     def admits(self, now: float) -> bool:
-        return (
-            not self.draining
-            and self.running < self.limit.value
-            and now >= self.rests_until
-            and self.circuit.admits(self.running)
-        )
+        return not self.draining and self.running < self.limit.value and now >= self.rests_until and self.circuit.admits
 
 
 class Ticket:
     """A request at its replica, from being chosen to its end.  `order`: of its documents."""
 
-    __slots__ = ("_along", "_open", "_promised", "_uncached", "order", "replica")
+    __slots__ = ("_along", "_open", "_promised", "_tries", "_uncached", "order", "replica")
 
     def __init__(self, replica: Replica, order: Order, along: list[tuple[Name, float]], held: float):
         self.replica = replica
@@ -80,6 +75,7 @@ class Ticket:
         self._promised = replica.record.promised(along) / whole if whole else 0.0
         self._uncached = whole - held
         self._open = True
+        self._tries = replica.circuit.sent()
         replica.running += 1
         replica.sent += 1
         replica.unread += self._uncached
@@ -129,6 +125,8 @@ class Ticket:
         if was_open:
             self.replica.running -= 1
             self.replica.unread -= self._uncached
+            if self._tries:
+                self.replica.circuit.tried()
         return was_open
 
 

@@ -22,11 +22,22 @@ class Circuit:
         self._most_seconds = most_seconds
         self._failures = 0
         self._opened = 0
+        self._tried = False
         self.until = 0.0  # while open: when to look at the replica
 
-    def admits(self, running: int) -> bool:
-        """Whether a request may be sent, beside `running` others."""
-        return self.state == "closed" or (self.state == "half_open" and running == 0)
+    @property
+    def admits(self) -> bool:
+        """Whether a request may be sent."""
+        return self.state == "closed" or (self.state == "half_open" and not self._tried)
+
+    def sent(self) -> bool:
+        """A request is sent; whether it is the one that tries, of which `tried` must tell."""
+        self._tried = self.state == "half_open"
+        return self._tried
+
+    def tried(self) -> None:
+        """The request that tried has left, whatever came of it."""
+        self._tried = False
 
     def looked(self, ready: bool, now: float) -> None:
         """Somebody looked while it was open."""

@@ -223,22 +223,25 @@ def test_any_hash_is_a_claim(monkeypatch, digest):
 def test_a_circuit_opens_is_tried_by_one_and_closes():
     circuit = Circuit(opens_after=2, open_seconds=1.0)
     circuit.failed(0.0)
-    assert circuit.admits(running=5)
+    assert circuit.admits
     circuit.failed(0.0)
-    assert not circuit.admits(running=0)
+    assert not circuit.admits
     circuit.answered()  # something that was sent before
     circuit.succeeded()
     assert circuit.state == "open"
     circuit.looked(False, 1.0)
     assert circuit.until == 3.0  # for twice as long
     circuit.looked(True, 3.0)
-    assert circuit.admits(running=0)
-    assert not circuit.admits(running=1)
+    assert circuit.admits
+    assert circuit.sent()
+    assert not circuit.admits
+    circuit.tried()
+    assert circuit.admits
     circuit.failed(3.0)
     assert (circuit.state, circuit.until) == ("open", 7.0)
     circuit.looked(True, 7.0)
     circuit.answered()
-    assert circuit.admits(running=5)
+    assert circuit.admits
     circuit.failed(8.0)  # one is enough, until an answer came to its end
     assert circuit.state == "open"
     circuit.looked(True, 20.0)
@@ -246,6 +249,25 @@ def test_a_circuit_opens_is_tried_by_one_and_closes():
     circuit.succeeded()
     circuit.failed(21.0)
     assert circuit.state == "closed"
+
+
+def test_old_streams_keep_nobody_from_trying():
+    replica = Replica("a")
+    router = Router([replica])
+    old = router.route(chain(1), 0.0)
+    old.first_token()
+    for _ in range(3):
+        router.route(chain(2), 0.0).failed(0.0)
+    replica.circuit.looked(True, 1.0)
+    trial = router.route(chain(3), 1.0)
+    with pytest.raises(Overloaded):
+        router.route(chain(3), 1.0)
+    old.ended()
+    with pytest.raises(Overloaded):
+        router.route(chain(3), 1.0)
+    trial.left()
+    router.route(chain(3), 1.0).first_token()
+    assert replica.circuit.state == "closed"
 
 
 def test_a_limit_halves_once_for_what_came_together_and_grows_where_it_is_reached():
