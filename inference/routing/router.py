@@ -5,10 +5,11 @@
     ticket.ended(...)       takes it off again, and notes how it went
 
 By affinity the replica is chosen at which the first token is expected soonest, in tokens of work: those that others
-wait for there, those of this prompt that it doesn't hold yet (dearer, since computing again what another replica holds
-is lost to all), and something for each stream that runs.  Where nobody is known to hold a document, a part of it is
-taken to lie where rendezvous hashing puts it: so gateways that know nothing of each other send it to the same replica.
-  (The sum is Dynamo's; the home is consistent hashing with bounded loads, Mirrokni et al. 2018, in spirit.)
+wait for there, those of this prompt that it doesn't hold yet, and something for each stream that runs.  What it doesn't
+hold is dearer, since computing again what another replica holds is lost to all, and the dearer the more prompts wait:
+each of them waits for it.  Where nobody is known to hold a document, a part of it is taken to lie where rendezvous
+hashing puts it: so gateways that know nothing of each other send it to the same replica.  (The sum is Dynamo's; that a
+replica may have somewhat more to do than the mean, consistent hashing with bounded loads, Mirrokni et al. 2018.)
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ MOST_RETRY_SECONDS = 30.0
 @dataclass(frozen=True, slots=True)
 class Weights:
     """In tokens of prefill: `miss` for each token that must be computed though another replica may hold it, over one
-    that waits; `stream` for each answer that is being written; `home`: the share of a prompt's first document that is
-    taken to lie at its home."""
+    that waits, and as much again for each prompt of this length that waits at a replica, on average; `stream` for each
+    answer that is being written; `home`: the share of a prompt's first document that is taken to lie at its home."""
 
     miss: float = 2.0
     stream: float = 32.0
@@ -186,13 +187,14 @@ class Router:
         home = max(able, key=claims.__getitem__)
         documents, whole = chain.asked.documents, chain.asked.tokens
         at_home = sum(piece.tokens for piece in (*chain.asked.head, *documents[:1]))
+        wait = sum(replica.unread / replica.weight for replica in able) / len(able)
         for replica in able:
             order = plan(chain, replica.record, how)
             along = chain.along(order)
             held = replica.record.overlap(along)
-            assumed = max(held, weights.home * at_home) if replica is home else held
-            work = replica.unread + weights.miss * (whole - assumed) + weights.stream * replica.running
-            cost = work / replica.weight, -claims[replica]
+            missed = whole - (max(held, weights.home * at_home) if replica is home else held)
+            work = replica.unread + weights.miss * missed + weights.stream * replica.running
+            cost = work / replica.weight + weights.miss * wait * missed / max(1.0, whole), -claims[replica]
             if best is None or cost < best[0]:
                 best = cost, replica, order, along, held
         assert best is not None

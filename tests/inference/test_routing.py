@@ -325,6 +325,17 @@ def test_who_waits_too_long_at_home_goes_elsewhere():
     assert max(loads.values()) < 2 * min(loads.values())
 
 
+def test_the_longer_the_queues_the_longer_documents_are_waited_for():
+    router = fleet()
+    home = serve(router, chain(1, 2, 3))
+    for unread, stays in ((0.0, False), (20_000.0, True)):
+        for replica in router.replicas:
+            replica.unread = unread + 5000.0 * (replica is home)
+        ticket = router.route(chain(1, 2, 3, question=b"another"), 0.0)
+        ticket.left()
+        assert (ticket.replica is home) == stays
+
+
 def test_a_weight_is_what_a_replica_bears():
     router = Router([Replica("small"), Replica("large", weight=3.0)])
     tickets = [router.route(chain(n), 0.0) for n in range(200)]
