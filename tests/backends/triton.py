@@ -22,6 +22,7 @@ from loadtests.run import free_port
 from tests.backends.home import CONTEXT_TOKENS, HOME, NotInstalled, Venv, hugging_face_folder
 
 VERSION = "0.7.0"  # of nvidia-pytriton; the server in it is 2.51.0
+TOKENIZERS = "tokenizers==0.23.3"  # for the stand-ins
 STANDIN = Path(__file__).with_name("triton_standin.py")
 
 # Name, type, dimension; all inputs but the first ones may be left out.
@@ -69,7 +70,7 @@ venv = Venv("triton")
 
 
 def install() -> None:
-    venv.once(f"nvidia-pytriton=={VERSION}, tokenizers", lambda: venv.pip(f"nvidia-pytriton=={VERSION}", "tokenizers"))
+    venv.once(f"nvidia-pytriton=={VERSION}, {TOKENIZERS}", lambda: venv.pip(f"nvidia-pytriton=={VERSION}", TOKENIZERS))
     if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
         raise NotInstalled("triton: its Python backend needs a Python with a shared library (libpython3.x.so)")
 

@@ -46,21 +46,20 @@ def served() -> Iterator[list[dict[str, Any]]]:
         context_tokens=CONTEXT_TOKENS,
         log=venv.log,
     ) as url:
-        yield [
-            {
-                "kind": "openai",
-                "dialect": "vllm",
-                "base_url": url,
-                "model": MODEL,
-                "continues_reply": True,
-                "every": 10,
-                "gauges": {
-                    "url": f"{url}/metrics",
-                    "running": "vllm:num_requests_running",
-                    "generated": "vllm:generation_tokens_total",
-                },
-            }
-        ]
+        common = {
+            "kind": "openai",
+            "base_url": url,
+            "model": MODEL,
+            "continues_reply": True,
+            "every": 10,
+            "gauges": {
+                "url": f"{url}/metrics",
+                "running": "vllm:num_requests_running",
+                "generated": "vllm:generation_tokens_total",
+            },
+        }
+        plain = {"dialect": "generic", "tokenizer": str(hugging_face_folder())}  # as a server that we know nothing of
+        yield [common | {"dialect": "vllm"}, common | plain]
 
 
 def version() -> str:
