@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check -q
 RUN = .venv/bin/python
 
-.PHONY: help setup demo test test-backends lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-ingest bench-retrieval bench-postgres bench-replicas load soak clean
+.PHONY: help setup demo test test-backends lint browser bench bench-quality bench-engine bench-quantization bench-sharing bench-disturbance bench-warming bench-ingest bench-retrieval bench-postgres bench-routing bench-replicas load soak clean
 
 help:
 	@echo "make demo           set up, ingest a sample corpus, serve on http://127.0.0.1:8080"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-disturbance  what sharing documents does to answers"
 	@echo "make bench-retrieval  measure ranking, refusal, many passages, a long PDF, answers beside ingestion (half an hour)"
 	@echo "make bench-postgres  two servers over one PostgreSQL, and searching 100,000 passages in it (half an hour)"
+	@echo "make bench-routing  the router over simulated fleets of 4 to 256 replicas (needs the data folder; a quarter of an hour)"
 	@echo "make bench-replicas  two replicas behind one gateway: their caches by affinity, and one killed under load (an hour)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make bench-ingest  whether answers come later while documents are read, and how fast those are read"
@@ -96,6 +97,9 @@ bench-retrieval: setup
 bench-postgres: setup
 	@$(RUN) -m loadtests.two_gateways
 	@$(RUN) -m loadtests.in_postgres
+
+bench-routing: setup
+	@$(RUN) -m loadtests.routing
 
 bench-replicas: setup
 	@$(RUN) -m loadtests.replicas

@@ -36,6 +36,7 @@ from inference.routing.router import Replica, Router, Ticket
 from kernels import BLOCK_SIZE, bytes_per_block
 from loadtests.free import NoText
 from loadtests.gpu_engine import STEP_SECONDS, Setup, llama
+from loadtests.waiting import COST
 
 TRACES = Path(__file__).parents[2] / "shared/data/traces"
 GPU_RESULTS = Path(__file__).parent / "results/gpu/gpu.json"
@@ -61,9 +62,9 @@ class Machine(NamedTuple):
     running: int
 
 
-# SmolLM2-135M in bf16 as `python -m loadtests.routing --measure` found it on two cores of an Intel Xeon, and what the
-# engine takes there by default: 1024 MB of keys and values
-CPU = Machine("SmolLM2-135M, two cores", StepCost(0.025, 0.0012, 2e-7, 0.0), 46_592, 0.17, 512, 64)
+# SmolLM2-135M in bf16 on two cores of an Intel Xeon, and what the engine takes by default there: 1024 MB of keys and
+# values.  `python -m loadtests.routing --measure` says what steps take here.
+CPU = Machine("SmolLM2-135M, two cores", COST, 46_592, 0.17, 512, 64)
 
 
 def gpu() -> Machine | None:

@@ -7,7 +7,6 @@ import random
 import pytest
 
 from inference import Sampling
-from inference.routing.router import Router
 from kernels import BLOCK_SIZE
 from loadtests import routing
 from loadtests.free import Free, core_over
@@ -25,7 +24,7 @@ def asked(count: int = 120, seed: int = 0) -> list:
 
 
 def fleet(by: str, replicas: int = 4, gateways: int = 1) -> Fleet:
-    one = Fleet([routing.router(by, "planned") for _ in range(gateways)], CPU)
+    one = Fleet([routing.router_by(by, "planned") for _ in range(gateways)], CPU)
     for number in range(replicas):
         one.join(f"{number}")
     return one
@@ -132,4 +131,16 @@ def test_other_fleets_get_as_much_to_do(monkeypatch: pytest.MonkeyPatch):
     part = routing.requests(routing.Case("", replicas=64, part=0.25))
     assert max(request.at for request in part) <= 40
     assert len(part) == pytest.approx(644 / 4, abs=8)
-    assert isinstance(routing.router("round robin", "relevance"), Router)
+
+
+def test_a_case_is_run_bounded_and_told(monkeypatch: pytest.MonkeyPatch):
+    rng = random.Random(3)
+    trace = [Request(at / 2, rng.randint(50, 3000), rng.randint(1, 9)) for at in range(150)]
+    monkeypatch.setattr(routing, "read_trace", lambda name: trace)
+    cases = [routing.BAR._replace(replicas=4, seeds=1), routing.Case("changes", replicas=4, seeds=1, changes=True)]
+    rows = [{"case": c.name, "arm": arm, "seed": 0} | routing.run(c, arm, 0) for c in cases for arm in c.arms]
+    bounds = [{"case": cases[0].name, "seed": 0} | routing.bound(cases[0], 0)]
+    assert all(routing.hits(row) <= bounds[0]["without end"] for row in rows)
+    assert bounds[0]["as large"] <= bounds[0]["without end"]
+    lines = routing.markdown("", cases, rows, bounds)
+    assert len([line for line in lines if "affinity" in line]) == 4
