@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -25,6 +26,7 @@ def main() -> int:
     chosen = parser.parse_args().servers or list(SERVERS)
     if unknown := set(chosen) - SERVERS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SERVERS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the server that runs is stopped, too
     home.HOME.mkdir(exist_ok=True)
     results = [_try(name, SERVERS[name]) for name in chosen]
     print()
