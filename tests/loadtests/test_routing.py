@@ -10,15 +10,15 @@ from inference import Sampling
 from kernels import BLOCK_SIZE
 from loadtests import routing
 from loadtests.free import Free, core_over
-from loadtests.simulated_fleet import CONTEXT, CPU, HEAD, Fleet, FreeEngine, Request, arrivals, prompt
+from loadtests.simulated_fleet import CONTEXT, CPU, HEAD, QUESTION, Fleet, FreeEngine, Request, arrivals, prompt
 
 BY = ("round_robin", "least_loaded", "affinity", "hashed")
 
 
-def asked(count: int = 120, seed: int = 0) -> list:
+def asked(count: int = 120, seed: int = 0, each_second: float = 1.5) -> list:
     rng, at, trace = random.Random(seed), 0.0, []
     for _ in range(count):
-        at += rng.expovariate(1.5)
+        at += rng.expovariate(each_second)
         trace.append(Request(at, rng.randint(50, 3000), rng.randint(1, 20)))
     return arrivals(trace, seed)
 
@@ -81,15 +81,25 @@ def test_the_same_run_twice():
 
 
 def test_what_a_dead_replica_had_is_asked_elsewhere():
-    one, some = fleet("affinity", replicas=3), asked(200)
+    one, some = fleet("affinity", replicas=3), asked(200, each_second=4)
     dies, joins = some[60].at, some[120].at
     one.at(dies, lambda: one.die("0"))
     one.at(joins, lambda: one.join("3"))
     served = one.run(some)
     check(one, some, served)
-    assert any(each.tries > 1 for each in served)
+    assert sum(each.tries > 1 and each.at < dies for each in served) > 5
+    assert any(each.cut for each in served)
     assert {each.replica for each in served if each.at > joins} == {"1", "2", "3"}
-    assert all(each.replica != "0" or each.cut for each in served if each.at + each.whole > dies or each.cut)
+    assert all(each.cut or each.at + each.whole <= dies for each in served if each.replica == "0")
+
+
+def test_a_replica_that_was_dead_before_costs_a_try():
+    one, some = fleet("round_robin", replicas=3), asked(30)
+    one.at(0.0, lambda: one.die("0"))
+    served = one.run(some)
+    check(one, some, served)
+    assert sum(each.tries > 1 for each in served) == 3  # then its circuit is open
+    assert {each.replica for each in served} == {"1", "2"}
 
 
 def test_an_engine_without_a_model_does_as_one_with_it():
@@ -118,14 +128,16 @@ class Plain(Free):
 
 def test_prompts_are_as_long_as_the_trace_says():
     trace = [Request(0.0, tokens, answer) for tokens, answer in ((3, 1), (2048, 10), (7437, 1899), (14050, 1000))]
-    lengths = [
-        len(prompt(number, arrival, range(len(arrival.documents)))) for number, arrival in enumerate(arrivals(trace, 1))
+    prompts = [
+        prompt(number, arrival, range(len(arrival.documents))) for number, arrival in enumerate(arrivals(trace, 1))
     ]
-    assert lengths == [90, 2048, CONTEXT - 1899, CONTEXT - 1000]
+    assert [len(tokens) for tokens in prompts] == [90, 2048, CONTEXT - 1899, CONTEXT - 1000]
+    questions = [set(tokens[-QUESTION:]) for tokens in prompts]
+    assert len(set().union(*questions)) == 4 * QUESTION
 
 
 def test_other_fleets_get_as_much_to_do(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(routing, "read_trace", lambda name: [Request(float(at), 100, 1) for at in range(161)])
+    monkeypatch.setattr(routing, "read_trace", lambda name: [Request(at**2 / 160, 100, 1) for at in range(161)])
     counts = {replicas: len(routing.requests(routing.Case("", replicas=replicas))) for replicas in (4, 16, 64)}
     assert counts == {4: 41, 16: 161, 64: 644}
     part = routing.requests(routing.Case("", replicas=64, part=0.25))
