@@ -59,8 +59,10 @@ class Replica:
     unread: float = 0.0  # tokens of prompts whose first token has not come
     rests_until: float = 0.0  # it said when to come again
 
-    def admits(self, now: float) -> bool:
-        return not self.draining and self.running < self.limit.value and now >= self.rests_until and self.circuit.admits
+    def admits(self, now: float, trusted: bool = False) -> bool:
+        """Whether it can be asked; `trusted`: also beside one that tries it."""
+        circuit = self.circuit.admits or (trusted and self.circuit.state == "half_open")
+        return circuit and not self.draining and self.running < self.limit.value and now >= self.rests_until
 
 
 class Ticket:
@@ -154,7 +156,10 @@ class Router:
         in the router's.  Raises Overloaded where those that could be asked have enough to do, Unavailable where none
         can be reached."""
         order = order or self.order
-        able = [replica for replica in self.replicas if replica not in without and replica.admits(now)]
+        others = [replica for replica in self.replicas if replica not in without]
+        able = [replica for replica in others if replica.admits(now)]
+        # Where there is nobody else, one that says it is ready is better than none.
+        able = able or [replica for replica in others if replica.admits(now, trusted=True)]
         if not able:
             raise self._refusal(now)
         tier = min([replica.tier for replica in able if replica.share is None] or [replica.tier for replica in able])

@@ -15,7 +15,7 @@ class Circuit:
     time in a row, a look at the replica may half-open it: one request at a time tries, and its outcome decides
     (Nygard, *Release It!*, 2007)."""
 
-    def __init__(self, opens_after: int = 3, open_seconds: float = 1.0, most_seconds: float = 30.0):
+    def __init__(self, opens_after: int = 3, open_seconds: float = 1.0, most_seconds: float = 5.0):
         self.state: State = "closed"
         self._opens_after = opens_after
         self._open_seconds = open_seconds

@@ -252,22 +252,34 @@ def test_a_circuit_opens_is_tried_by_one_and_closes():
 
 
 def test_old_streams_keep_nobody_from_trying():
-    replica = Replica("a")
-    router = Router([replica])
+    replica, other = Replica("a"), Replica("b", tier=1)
+    router = Router([replica, other])
     old = router.route(chain(1), 0.0)
     old.first_token()
     for _ in range(3):
         router.route(chain(2), 0.0).failed(0.0)
     replica.circuit.looked(True, 1.0)
     trial = router.route(chain(3), 1.0)
-    with pytest.raises(Overloaded):
-        router.route(chain(3), 1.0)
+    assert trial.replica is replica
+    assert router.route(chain(3), 1.0).replica is other
     old.ended()
-    with pytest.raises(Overloaded):
-        router.route(chain(3), 1.0)
+    assert router.route(chain(3), 1.0).replica is other
     trial.left()
     router.route(chain(3), 1.0).first_token()
     assert replica.circuit.state == "closed"
+
+
+def test_one_that_is_tried_is_asked_by_all_where_there_is_nobody_else():
+    replica, other = Replica("a"), Replica("b")
+    router = Router([replica, other])
+    for _ in range(3):
+        replica.circuit.failed(0.0)
+    replica.circuit.looked(True, 1.0)
+    router.route(chain(1), 1.0, without=[other])
+    assert router.route(chain(1), 1.0).replica is other
+    assert router.route(chain(1), 1.0, without=[other]).replica is replica  # the other one has just died
+    other.draining = True
+    assert router.route(chain(1), 1.0).replica is replica
 
 
 def test_a_limit_halves_once_for_what_came_together_and_grows_where_it_is_reached():
