@@ -35,7 +35,8 @@ from inference.running import Run, Running
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # replicas for one request
+TRIES = 3  # of one request
+RETURN_SECONDS = 5.0  # after which a replica that failed it, and is asked by others again, is as good as any
 LOOK_SECONDS = 0.5  # for all replicas' health, where one of them is ready: probes of Kubernetes wait 1 s
 
 
@@ -152,13 +153,12 @@ class FleetBackend:
     async def _serve(self, request: GenerationRequest, run: Run) -> AsyncGenerator[GenerationEvent, None]:
         self._members.begin()
         chain = Chain(asked_of(request.prompt, request.scope))
-        tried: list[Replica] = []
+        tried: list[tuple[Replica, float]] = []
         failure: BackendError | None = None
         self._counts["requests"] += 1
         while not run.aborted:
             ticket = self._ticket(request, chain, tried, failure)
             self._counts["retries"] += bool(tried)
-            tried.append(ticket.replica)
             backend = self._members.backend(ticket.replica)
             answered = False
             try:
@@ -180,6 +180,7 @@ class FleetBackend:
                 return
             except BackendError as error:
                 self._note(ticket, error)
+                tried.append((ticket.replica, self._clock()))
                 if answered or not _may_go_elsewhere(error) or len(tried) == TRIES:
                     raise
                 failure = error
@@ -190,12 +191,14 @@ class FleetBackend:
         yield Finished("abort", Usage(None, 0))
 
     def _ticket(
-        self, request: GenerationRequest, chain: Chain, tried: list[Replica], failure: BackendError | None
+        self, request: GenerationRequest, chain: Chain, tried: list[tuple[Replica, float]], failure: BackendError | None
     ) -> Ticket:
         if self._closed:
             raise Unavailable("the backend is closed: the server is shutting down")
         try:
-            ticket = self.router.route(chain, self._clock(), tried, request.document_order)
+            now = self._clock()
+            just_failed = [replica for replica, at in tried if now - at < RETURN_SECONDS]
+            ticket = self.router.route(chain, now, just_failed, request.document_order)
         except BackendError as error:
             self._counts["refused"] += 1
             raise (failure or error) from None

@@ -386,3 +386,26 @@ async def test_local_backends_are_replicas_too():
         await backend.close()
     with pytest.raises(BackendError):
         await collect(backend, ask("after"))
+
+
+async def test_a_request_that_outlives_two_deaths_comes_back_to_the_first_replica():
+    """It waits at one, which dies; at the other, which dies while the first one is back."""
+    now, back = 0.0, asyncio.Event()
+    async with (
+        FakeUpstream(VLLM(hold_first=back)) as first,
+        FakeUpstream(VLLM(hold_first=asyncio.Event())) as second,
+    ):
+        replicas = [replica(first.url, name="a"), replica(second.url, name="b", tier=1)]
+        backend = FleetBackend(FleetConfig(replicas=replicas), open_backend, clock=lambda: now)
+        try:
+            answer = asyncio.create_task(collect(backend, ask()))
+            for server in (first, second):
+                await eventually(lambda server=server: asked(server) == 1)
+                now += 6.0
+                for connection in list(server._connections):
+                    connection.cancel()
+                back.set()
+            await answer
+            assert [asked(first), asked(second)] == [2, 1]
+        finally:
+            await backend.close()
