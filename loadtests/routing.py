@@ -218,8 +218,7 @@ def main() -> int:
             rows.append({"case": case.name, "arm": arm, "seed": seed} | seen)
             print(case.name, arm, seed, f"{seen['first p95']:.1f} s", file=sys.stderr, flush=True)
         at_most = [
-            {"case": case.name, "seed": seed, "share": share}
-            for (case, seed), share in zip(bounded, bounds, strict=True)
+            {"case": case.name, "seed": seed} | shares for (case, seed), shares in zip(bounded, bounds, strict=True)
         ]
     command = shlex.join(["python", "-m", "loadtests.routing", *sys.argv[1:]])
     lines = markdown(command, cases, rows, at_most)
