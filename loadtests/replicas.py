@@ -136,6 +136,33 @@ def line(traffic: str, runs: Runs, own_cache: bool) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def told(options: argparse.Namespace, all_runs: dict[str, Runs]) -> tuple[str, list[str]]:
+    """(the command, the page)."""
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("http")]
+    command = shlex.join(["python", "-m", "loadtests.replicas", *arguments])
+    servers = (
+        f"Servers of the dialect {options.dialect}."
+        if options.urls
+        else "Our engines, one thread each, on the cores that the gateway and its clients use, too."
+    )
+    lines = [
+        "# Two replicas: where requests go, and what their caches hold",
+        "",
+        f"`{command}`: {options.requests} requests by {rag.USERS} users, {options.repeats} repeats. {servers} The "
+        "traffics are explained in the module. Ratios are those of affinity over round robin; medians, in brackets the "
+        "least and the largest.",
+        "",
+        "| traffic | cache of each, tokens | of the prompts, round robin | · affinity | cached tokens, ratio | "
+        "requests/s, ratio | first token p50, ratio | p95, ratio | failed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *(line(traffic, runs, not options.urls) for traffic, runs in all_runs.items()),
+        "",
+        f"Wanted of cached tokens, even traffic: {WANTED}; aimed at: {AIM}. Two caches hold twice as much as one: by "
+        "Zipf's law what the second one adds is asked for less often than what the first one held.",
+    ]
+    return command, lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.replicas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,27 +186,7 @@ def main() -> int:
     except RunError as error:
         print(f"replicas: {error}", file=sys.stderr)
         return 2
-    told = [argument for argument in sys.argv[1:] if not argument.startswith("http")]
-    command = shlex.join(["python", "-m", "loadtests.replicas", *told])
-    servers = (
-        f"Servers of the dialect {options.dialect}."
-        if options.urls
-        else "Our engines, one thread each, on the cores that the gateway and its clients use, too."
-    )
-    lines = [
-        "# Two replicas: where requests go, and what their caches hold",
-        "",
-        f"`{command}`: {options.requests} requests by {rag.USERS} users, {options.repeats} repeats. {servers} The "
-        "traffics are explained in the module. Medians; in brackets the least and the largest.",
-        "",
-        "| traffic | cache of each, tokens | of the prompts, round robin | · affinity | cached tokens, affinity over "
-        "round robin | requests/s | first token p50 | p95 | failed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        *(line(traffic, runs, not options.urls) for traffic, runs in all_runs.items()),
-        "",
-        f"Wanted of cached tokens, even traffic: {WANTED}; aimed at: {AIM}. Two caches hold twice as much as one: by "
-        "Zipf's law what the second one adds is asked for less often than what the first one held.",
-    ]
+    command, lines = told(options, all_runs)
     report.write(options.out, options.name, lines, {"command": command, "runs": all_runs})
     print("\n".join(lines))
     first = next(iter(all_runs.values()))
