@@ -26,7 +26,7 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,20 +208,10 @@ def main() -> int:
     cases = [case for case in CASES if gpu() is not None or not case.on_gpu]
     if options.quick:
         cases = [case._replace(part=case.part / 10, seeds=1) for case in cases]
-    jobs = [(case, arm, seed) for case in cases for arm in case.arms for seed in range(case.seeds)]
-    bounded = [(case, seed) for case in cases[:2] for seed in range(case.seeds)]
     with ProcessPoolExecutor(cores()) as pool:
-        bounds = pool.map(bound, *zip(*bounded, strict=True))
-        runs = pool.map(run, *zip(*jobs, strict=True))
-        rows = []
-        for (case, arm, seed), seen in zip(jobs, runs, strict=True):
-            rows.append({"case": case.name, "arm": arm, "seed": seed} | seen)
-            print(case.name, arm, seed, f"{seen['first p95']:.1f} s", file=sys.stderr, flush=True)
-        at_most = [
-            {"case": case.name, "seed": seed} | shares for (case, seed), shares in zip(bounded, bounds, strict=True)
-        ]
+        rows, bounds = simulated(cases, pool.map)
     command = shlex.join(["python", "-m", "loadtests.routing", *sys.argv[1:]])
-    lines = markdown(command, cases, rows, at_most)
+    lines = markdown(command, cases, rows, bounds)
     print("\n".join(lines))
     if not options.quick:
         machines = [machine for machine in (CPU, gpu()) if machine is not None]
@@ -235,10 +225,22 @@ def main() -> int:
                 "cases": [case._asdict() for case in cases],
                 "machines": settings,
                 "rows": rows,
-                "bounds": at_most,
+                "bounds": bounds,
             },
         )
     return 0
+
+
+def simulated(cases: Sequence[Case], apply: Callable = map) -> tuple[list[dict], list[dict]]:
+    """(what each arm of each case sees with each seed; the bounds of the first two cases)."""
+    jobs = [(case, arm, seed) for case in cases for arm in case.arms for seed in range(case.seeds)]
+    bounded = [(case, seed) for case in cases[:2] for seed in range(case.seeds)]
+    bounds = apply(bound, *zip(*bounded, strict=True))
+    runs, rows = apply(run, *zip(*jobs, strict=True)), []
+    for (case, arm, seed), seen in zip(jobs, runs, strict=True):
+        rows.append({"case": case.name, "arm": arm, "seed": seed} | seen)
+        print(case.name, arm, seed, f"{seen['first p95']:.1f} s", file=sys.stderr, flush=True)
+    return rows, [{"case": c.name, "seed": seed} | of for (c, seed), of in zip(bounded, bounds, strict=True)]
 
 
 def measured() -> StepCost:

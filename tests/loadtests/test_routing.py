@@ -150,8 +150,7 @@ def test_a_case_is_run_bounded_and_told(monkeypatch: pytest.MonkeyPatch):
     trace = [Request(at / 2, rng.randint(50, 3000), rng.randint(1, 9)) for at in range(150)]
     monkeypatch.setattr(routing, "read_trace", lambda name: trace)
     cases = [routing.BAR._replace(replicas=4, seeds=1), routing.Case("changes", replicas=4, seeds=1, changes=True)]
-    rows = [{"case": c.name, "arm": arm, "seed": 0} | routing.run(c, arm, 0) for c in cases for arm in c.arms]
-    bounds = [{"case": cases[0].name, "seed": 0} | routing.bound(cases[0], 0)]
+    rows, bounds = routing.simulated(cases)
     assert all(routing.hits(row) <= bounds[0]["without end"] for row in rows)
     assert bounds[0]["as large"] <= bounds[0]["without end"]
     lines = routing.markdown("", cases, rows, bounds)
