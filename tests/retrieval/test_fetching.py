@@ -14,9 +14,9 @@ from retrieval.fetching import fetch, is_public
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by path; counts who came."""
+    """Answers by path; counts who came.  Closing it waits for its threads."""
 
-    daemon_threads = True
+    daemon_threads = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
