@@ -19,7 +19,7 @@ help:
 	@echo "make bench-disturbance  what sharing documents does to answers"
 	@echo "make bench-retrieval  measure ranking, refusal, many passages, a long PDF, answers beside ingestion (half an hour)"
 	@echo "make bench-postgres  two servers over one PostgreSQL, and searching 100,000 passages in it (half an hour)"
-	@echo "make bench-routing  the router over simulated fleets of 4 to 256 replicas (needs the data folder; a quarter of an hour)"
+	@echo "make bench-routing  the router over simulated fleets of 4 to 256 replicas (needs the data folder; half an hour)"
 	@echo "make bench-replicas  two replicas behind one gateway: their caches by affinity, and one killed under load (an hour)"
 	@echo "make bench-warming  what the first to ask after a restart gain from pre-warming"
 	@echo "make bench-ingest  whether answers come later while documents are read, and how fast those are read"

@@ -62,8 +62,8 @@ class Machine(NamedTuple):
     running: int
 
 
-# SmolLM2-135M in bf16 with the step costs of `loadtests.waiting`, and what the engine takes by default on a CPU: 1024 MB
-# of keys and values.  `python -m loadtests.routing --measure` says what steps take here.
+# SmolLM2-135M in bf16 with the step costs of `loadtests.waiting`, and what the engine takes by default on a CPU: 1024
+# MB of keys and values.  `python -m loadtests.routing --measure` says what steps take here.
 CPU = Machine("SmolLM2-135M, two cores", COST, 46_592, 0.17, 512, 64)
 
 
