@@ -46,7 +46,7 @@ class Setup(NamedTuple):
     cache_bytes: int = 40 * 2**30
 
 
-TINY = Setup((1, 3), 40, 3, 256, 32, 0.5, 0.02, 2**22)
+TINY = Setup((1, 2), 20, 2, 128, 32, 0.5, 0.02, 2**22)
 
 
 def llama(size: str) -> ModelConfig:
