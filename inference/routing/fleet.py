@@ -16,15 +16,7 @@ from functools import partial
 import msgspec
 from msgspec import structs
 
-from inference.backend import (
-    Capabilities,
-    Finished,
-    GenerationEvent,
-    GenerationRequest,
-    Health,
-    TextDelta,
-    Usage,
-)
+from inference.backend import Capabilities, Finished, GenerationEvent, GenerationRequest, Health, TextDelta, Usage
 from inference.config import FleetConfig
 from inference.errors import BackendError, Overloaded, RequestRefused, TimedOut, Unavailable, UnknownModel
 from inference.prompt import ChatPrompt, Prompt
@@ -195,14 +187,13 @@ class FleetBackend:
     ) -> Ticket:
         if self._closed:
             raise Unavailable("the backend is closed: the server is shutting down")
+        now = self._clock()
+        just_failed = [replica for replica, at in tried if now - at < RETURN_SECONDS]
         try:
-            now = self._clock()
-            just_failed = [replica for replica, at in tried if now - at < RETURN_SECONDS]
-            ticket = self.router.route(chain, now, just_failed, request.document_order)
+            return self.router.route(chain, now, just_failed, request.document_order)
         except BackendError as error:
             self._counts["refused"] += 1
             raise (failure or error) from None
-        return ticket
 
     def _note(self, ticket: Ticket, error: BackendError) -> None:
         """What an error says of the replica that raised it."""

@@ -83,7 +83,7 @@ class TestFleet(BackendConformance):
 
 @asynccontextmanager
 async def fleet(*answers, **settings):
-    """(a fleet of a server for each of `answers`, those servers); the first is asked by nobody's choice but order."""
+    """(a fleet of a server for each of `answers`, called a, b, c; those servers)."""
     async with AsyncExitStack() as opened:
         servers = [await opened.enter_async_context(FakeUpstream(answer)) for answer in answers]
         each = settings.pop("each", [{}] * len(servers))
